@@ -1,0 +1,1 @@
+"""Scores in, a versioned HATS catalogue out; no Ray, no torch."""

@@ -1,0 +1,182 @@
+"""What a user may set, one frozen class a verb: the flags, the TOML keys and the stored record are these fields.
+
+Building one touches no disk, clock, network or hardware. Imports only `outcomes`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from deepshadows.outcomes import UsageError
+
+Precision = Literal["exact", "fast"]
+Survey = Literal["des", "hsc"]
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+Probability = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Settings(BaseModel):
+    """Frozen, keyword-only, refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+
+    @classmethod
+    def resolve(cls, values: dict[str, Any], source: str) -> Self:
+        """Validate `values`; a wrong one is a `UsageError` that names it and `source`."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            lines = [
+                f"{'.'.join(str(part) for part in item['loc']) or 'settings'}: {item['msg']}"
+                for item in error.errors(include_input=False, include_url=False)
+            ]
+            raise UsageError(f"{source}: " + "; ".join(lines)) from error
+
+
+def parse_toml(text: str, source: str) -> dict[str, Any]:
+    """A settings file as a dictionary; `-` in keys reads as `_`."""
+    try:
+        return {key.replace("-", "_"): value for key, value in tomllib.loads(text).items()}
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{source}: not valid TOML: {error}") from error
+
+
+class Cluster(Settings):
+    """Where Ray runs."""
+
+    address: str | None = Field(None, description="Ray cluster to join; without it a local one is started.")
+
+
+class Simulate(Cluster):
+    """Make a survey whose truth is known: g, r, i, z tiles with their truth table, or labelled cut-outs."""
+
+    survey: Survey = Field("des", description="Survey whose scale, seeing and depth are imitated.")
+    tiles: NotNegative = Field(4, description="Number of tiles.")
+    cutouts: NotNegative = Field(0, description="Instead of tiles: labelled cut-outs of each class.")
+    seed: NotNegative = Field(1, description="Seed; the same seed gives the same bytes.")
+    tile_size_pix: Annotated[int, Field(ge=512, le=10_000)] = Field(2048, description="Side of a tile.")
+    output: str = Field(description="Folder that receives tiles/, truth.parquet and the tile index.")
+
+
+class TileReading(Settings):
+    """How FITS tiles are to be understood where their headers do not say."""
+
+    zero_point: float | None = Field(None, description="Magnitude zero point, where headers state none.")
+
+
+class Detect(Cluster, TileReading):
+    """Find sources on tiles and measure SExtractor-named columns with sep."""
+
+    tiles: str = Field(description="Folder of FITS tiles, local or s3://.")
+    output: str = Field(description="Parquet file of detections.")
+    cuts: Literal["none", "des"] = Field("none", description="Parent-sample cuts; rejects are counted.")
+    threshold_sigma: Annotated[float, Field(gt=0)] = Field(1.5, description="Threshold per pixel, in sigma.")
+    min_area_pix: Positive = Field(20, description="Smallest number of connected pixels.")
+
+
+class Columns(Settings):
+    """The user's own names for the columns of a detection table."""
+
+    id_column: str = Field("object_id", description="Column of the identifier.")
+    ra_column: str = Field("ra", description="Column of right ascension, ICRS degrees.")
+    dec_column: str = Field("dec", description="Column of declination, ICRS degrees.")
+
+
+class Cutouts(Cluster, Columns, TileReading):
+    """Turn tiles and detections, or npz files, into cut-out shards; with a truth table, labelled ones."""
+
+    input: str = Field(description="Folder of FITS tiles, or an .npz file or folder of them.")
+    detections: str | None = Field(None, description="Detections to cut from tiles (Parquet, FITS or CSV).")
+    truth: str | None = Field(None, description="Truth table that gives the labels, matched by position.")
+    radius_arcsec: Annotated[float, Field(gt=0)] = Field(3.0, description="Match radius for --truth.")
+    output: str = Field(description="Folder that receives the shards.")
+    shard_rows: Positive = Field(10_000, description="Rows of one shard.")
+
+
+class Recipe(Settings):
+    """How a network is trained. The defaults are the paper's recipe (arXiv:2011.12437, section 4)."""
+
+    name: str = Field("paper", description="Name recorded in the card.")
+    optimizer: Literal["adadelta", "adamw"] = Field("adadelta", description="Update rule.")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(0.1, description="Peak learning rate.")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="Learning rate over the epochs.")
+    epochs: Positive = Field(100, description="Passes over the training set.")
+    batch_size: Positive = Field(64, description="Images in one update, over all workers.")
+    l2_conv: Annotated[float, Field(ge=0)] = Field(0.13, description="L2 on convolution kernels (Keras sense).")
+    l2_dense: Annotated[float, Field(ge=0)] = Field(0.12, description="L2 on the first dense kernel.")
+    augment: bool = Field(False, description="Random flips and quarter turns.")
+    keep: Literal["last", "best"] = Field("last", description="Weights of which epoch, by validation loss.")
+    seed: NotNegative = Field(1, description="Seed of initial weights, order and split.")
+    validation_fraction: Probability = Field(0.15, description="Share of sky blocks held out to validate.")
+    split: Literal["sky", "random"] = Field("sky", description="Split by blocks of sky, or at random as the paper.")
+    threads: NotNegative = Field(0, description="CPU threads of a worker; 0 shares the cores out evenly.")
+
+
+class Train(Cluster):
+    """Train the network on labelled cut-outs."""
+
+    cutouts: str = Field(description="Folder of labelled cut-out shards.")
+    output: str = Field(description="Folder that receives the checkpoint.")
+    recipe: str | None = Field(None, description="TOML recipe; without it, the paper's.")
+    from_checkpoint: str | None = Field(None, description="Start from these weights.")
+    workers: Positive = Field(1, description="Training processes.")
+    gpus: bool = Field(False, description="One GPU a worker.")
+
+
+class Evaluate(Cluster):
+    """Judge a checkpoint on labelled cut-outs, or a catalogue against a truth table."""
+
+    checkpoint: str | None = Field(None, description="Checkpoint to judge.")
+    cutouts: str | None = Field(None, description="Labelled cut-outs: shards or .npz.")
+    catalog: str | None = Field(None, description="Catalogue to judge.")
+    truth: str | None = Field(None, description="Truth table for --catalog.")
+    radius_arcsec: Annotated[float, Field(gt=0)] = Field(1.0, description="Match radius for --truth.")
+    purity: Probability | None = Field(None, description="Choose the threshold that reaches this purity.")
+    prevalence: Probability | None = Field(None, description="Correct probabilities to this share of LSBGs.")
+    threshold: Probability | None = Field(None, description="Threshold on p_lsbg; without it, the card's.")
+    precision: Precision = Field("exact", description="Arithmetic of the network.")
+
+    @model_validator(mode="after")
+    def _one_subject(self) -> Self:
+        if (self.checkpoint and self.cutouts) or (self.catalog and self.truth):
+            return self
+        raise ValueError("give --checkpoint with --cutouts, or --catalog with --truth")
+
+
+class Classify(Cluster, Columns, TileReading):
+    """Score every detection of a survey; a rerun of the same command does what is missing."""
+
+    input: str = Field(description="Folder of cut-out shards, or of FITS tiles.")
+    detections: str | None = Field(None, description="Detections on the tiles (Parquet, FITS or CSV).")
+    checkpoint: str = Field(description="Folder of the trained network, local or s3://.")
+    output: str = Field(description="Run directory.")
+    precision: Precision = Field("fast", description="exact: fp32 reference; fast: checked against it.")
+    unit_rows: Positive = Field(20_000, description="Most rows of one work unit.")
+    batch_size: Positive = Field(256, description="Images in one call of the network.")
+    scorers: NotNegative = Field(0, description="Scorer actors; 0 takes one a GPU, or one on a CPU node.")
+    threads: NotNegative = Field(0, description="CPU threads of a scorer; 0 shares the cores out evenly.")
+    retries: NotNegative = Field(2, description="Further tries before a unit is quarantined.")
+    fov_arcsec: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Feed shards of this field although the card states another; recorded."
+    )
+
+
+class Publish(Cluster):
+    """Turn finished runs into a new version of a HATS catalogue."""
+
+    run: tuple[str, ...] = Field(min_length=1, description="Run directory; may be repeated.")
+    catalog: str = Field(description="Root of the catalogue.")
+    duplicates: Literal["fail", "first"] = Field("fail", description="What to do with one id in several units.")
+    partition_rows: Positive = Field(1_000_000, description="Most rows of one HEALPix partition.")
+
+
+class Quickstart(Cluster):
+    """Simulate a small survey, train, classify, publish, and show what was found."""
+
+    output: str = Field("quickstart", description="Folder that receives everything.")
+    seed: NotNegative = Field(1, description="Seed of the simulated sky.")
+    checkpoint: str | None = Field(None, description="Use this network instead of training one.")

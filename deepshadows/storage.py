@@ -1,0 +1,228 @@
+"""Objects on local disk and on S3, alike: whole reads, ranges, listings, conditional writes.
+
+An address is a local path or `s3://bucket/key`. One environment serves S3 everywhere: `AWS_ENDPOINT_URL`,
+`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ALLOW_HTTP`. Imports only `outcomes`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import obstore
+import pyarrow as pa
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
+from obstore.store import LocalStore, S3Store
+
+from deepshadows.outcomes import ForbiddenError, NotFoundError, StorageError, UsageError
+
+_FORBIDDEN = re.compile(r"InvalidAccessKeyId|SignatureDoesNotMatch|AccessDenied|403 Forbidden|CredentialsNotLoaded")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """One object of a listing. `etag` changes when the content does."""
+
+    url: str
+    size_bytes: int
+    etag: str
+
+
+def is_s3(url: str) -> bool:
+    return url.startswith("s3://")
+
+
+def normalise(url: str) -> str:
+    """An absolute local path, or the S3 URL without a trailing slash."""
+    if is_s3(url):
+        return url.rstrip("/")
+    if "://" in url:
+        raise UsageError(f"{url}: addresses are local paths or s3:// URLs")
+    return os.path.abspath(os.path.expanduser(url))  # noqa: PTH100, PTH111 -- text in, text out
+
+
+def join(url: str, *parts: str) -> str:
+    return "/".join([url.rstrip("/"), *parts])
+
+
+def name_of(url: str) -> str:
+    return url.rstrip("/").rsplit("/", 1)[-1]
+
+
+def relative(url: str, root: str) -> str:
+    """`url` below `root`, for messages and manifests."""
+    return url.removeprefix(root.rstrip("/") + "/")
+
+
+@cache
+def _s3(bucket: str) -> S3Store:
+    return S3Store(bucket, retry_config={"max_retries": 5, "retry_timeout": timedelta(seconds=60)})
+
+
+@cache
+def _disk() -> LocalStore:
+    return LocalStore("/")
+
+
+def _locate(url: str) -> tuple[Any, str]:
+    if is_s3(url):
+        parts = urlsplit(url)
+        if not parts.netloc:
+            raise UsageError(f"{url}: an S3 address is s3://bucket/key")
+        return _s3(parts.netloc), parts.path.lstrip("/")
+    return _disk(), os.path.abspath(url).lstrip("/")  # noqa: PTH100
+
+
+@contextlib.contextmanager
+def _translated(url: str, doing: str) -> Iterator[None]:
+    """Turn the client's errors into ours, once, without the query strings and keys they may carry."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{url}: not found, while {doing}; check the path") from error
+    except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
+        raise ForbiddenError(_forbidden(url, doing)) from error
+    except (BaseError, OSError) as error:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "NoSuchBucket" in str(error):
+            raise NotFoundError(f"{url}: the bucket does not exist, while {doing}") from error
+        if _FORBIDDEN.search(str(error)):
+            raise ForbiddenError(_forbidden(url, doing)) from error
+        raise StorageError(f"{url}: {doing} failed: {first_line}") from error
+
+
+def _forbidden(url: str, doing: str) -> str:
+    hint = (
+        "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL, or the role of this machine"
+        if is_s3(url)
+        else "check the permissions of the path"
+    )
+    return f"{url}: permission denied while {doing}; {hint}"
+
+
+def read(url: str) -> bytes:
+    """The whole object."""
+    store, key = _locate(url)
+    with _translated(url, "reading"):
+        return obstore.get(store, key).bytes().to_bytes()
+
+
+def read_ranges(url: str, starts: Sequence[int], ends: Sequence[int]) -> list[bytes]:
+    """Byte ranges [start, end) in as few requests as the gaps allow."""
+    store, key = _locate(url)
+    with _translated(url, "reading"):
+        return [part.to_bytes() for part in obstore.get_ranges(store, key, starts=starts, ends=ends)]
+
+
+def open_arrow(url: str) -> pa.NativeFile:
+    """A seekable file for Parquet, read by ranges."""
+    with _translated(url, "opening"):
+        filesystem, path = pa.fs.FileSystem.from_uri(url if is_s3(url) else f"file://{normalise(url)}")
+        return filesystem.open_input_file(path)
+
+
+def stat(url: str) -> StoredObject:
+    """Size and etag; raises `NotFoundError`."""
+    store, key = _locate(url)
+    with _translated(url, "looking it up"):
+        meta = obstore.head(store, key)
+    return StoredObject(url, meta["size"], meta["e_tag"] or "")
+
+
+def exists(url: str) -> bool:
+    try:
+        stat(url)
+    except NotFoundError:
+        return False
+    return True
+
+
+def is_file(url: str) -> bool:
+    return exists(url) if is_s3(url) else Path(url).is_file()
+
+
+def list_objects(url: str, suffixes: tuple[str, ...] = ()) -> list[StoredObject]:
+    """Objects below a folder (or the one object at `url`), sorted by address; hidden ones left out."""
+    store, key = _locate(url)
+    prefix = url.removesuffix(key) if key else url.rstrip("/") + "/"
+    with _translated(url, "listing"):
+        found = [
+            StoredObject(prefix + meta["path"], meta["size"], meta["e_tag"] or "")
+            for batch in obstore.list(store, key, chunk_size=1000)
+            for meta in batch
+        ]
+    wanted = [
+        entry
+        for entry in found
+        if entry.url.lower().endswith(suffixes or "") and not name_of(entry.url).startswith((".", "_"))
+    ]
+    if not found and is_file(url):
+        wanted = [stat(url)]
+    return sorted(wanted, key=lambda entry: entry.url)
+
+
+def write(url: str, data: bytes) -> None:
+    """Put the whole object, replacing what was there; readers see the old or the new, never a part."""
+    store, key = _locate(url)
+    with _translated(url, "writing"):
+        obstore.put(store, key, data, use_multipart=False)
+
+
+def create(url: str, data: bytes) -> bool:
+    """Put the object only where none is; False where one was there already."""
+    store, key = _locate(url)
+    with _translated(url, "writing"):
+        try:
+            obstore.put(store, key, data, mode="create")
+        except AlreadyExistsError:
+            return False
+        except PreconditionError:
+            return False
+    return True
+
+
+def replace(url: str, data: bytes, etag: str) -> bool:
+    """Put the object only where the one there still has `etag`; False where it has changed."""
+    store, key = _locate(url)
+    with _translated(url, "replacing"):
+        if is_s3(url):
+            try:
+                obstore.put(store, key, data, mode={"e_tag": etag})
+            except PreconditionError:
+                return False
+            return True
+        with _locked(url):
+            if not exists(url) or stat(url).etag != etag:
+                return False
+            obstore.put(store, key, data)
+    return True
+
+
+@contextlib.contextmanager
+def _locked(url: str) -> Iterator[None]:
+    """Local files know no If-Match: a lock beside the file, held while it is compared and renamed."""
+    lock = Path(url).with_name(f".{Path(url).name}.lock")
+    with lock.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def delete(url: str) -> None:
+    store, key = _locate(url)
+    with _translated(url, "deleting"):
+        obstore.delete(store, key)

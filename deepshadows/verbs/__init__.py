@@ -1,0 +1,1 @@
+"""What a user runs, one module a verb; the only room that imports Ray."""

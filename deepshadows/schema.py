@@ -59,7 +59,7 @@ FATAL_BITS = sum(flag.bit for flag in Flag if flag.kind is FlagKind.FATAL)
 
 def is_fatal(flags: NDArray[np.int32]) -> NDArray[np.bool_]:
     """Rows whose score columns must be null, shape (N,)."""
-    return (flags & FATAL_BITS) != 0
+    return np.asarray((flags & FATAL_BITS) != 0, dtype=np.bool_)
 
 
 def count_flags(flags: NDArray[np.int32]) -> dict[str, int]:

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import obstore
 import pyarrow as pa
+import pyarrow.fs
 from obstore.exceptions import (
     AlreadyExistsError,
     BaseError,
@@ -31,7 +33,10 @@ from obstore.store import LocalStore, S3Store
 
 from deepshadows.outcomes import ForbiddenError, NotFoundError, StorageError, UsageError
 
-_FORBIDDEN = re.compile(r"InvalidAccessKeyId|SignatureDoesNotMatch|AccessDenied|403 Forbidden|CredentialsNotLoaded")
+_FORBIDDEN = re.compile(
+    r"InvalidAccessKeyId|SignatureDoesNotMatch|AccessDenied|403 Forbidden|CredentialsNotLoaded"  # obstore
+    r"|ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|HTTP response code 403"  # pyarrow
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +84,24 @@ def _disk() -> LocalStore:
     return LocalStore("/")
 
 
+@cache
+def _arrow(bucket: str) -> pa.fs.FileSystem:
+    """Arrow's own S3 client; only `from_uri` takes the endpoint from the environment."""
+    return pa.fs.FileSystem.from_uri(f"s3://{bucket}")[0]
+
+
+def _bucket_and_key(url: str) -> tuple[str, str]:
+    """Keys are taken as they are: `%`, `#`, `?` and spaces mean nothing in them."""
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise UsageError(f"{url}: an S3 address is s3://bucket/key")
+    return bucket, key.strip("/")
+
+
 def _locate(url: str) -> tuple[Any, str]:
     if is_s3(url):
-        parts = urlsplit(url)
-        if not parts.netloc:
-            raise UsageError(f"{url}: an S3 address is s3://bucket/key")
-        return _s3(parts.netloc), parts.path.lstrip("/")
+        bucket, key = _bucket_and_key(url)
+        return _s3(bucket), key
     return _disk(), os.path.abspath(url).lstrip("/")  # noqa: PTH100
 
 
@@ -94,13 +111,14 @@ def _translated(url: str, doing: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise NotFoundError(f"{url}: not found, while {doing}; check the path") from error
+        what = "the bucket does not exist" if "NoSuchBucket" in str(error) else "not found"
+        raise NotFoundError(f"{url}: {what}, while {doing}; check the path") from error
     except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
         raise ForbiddenError(_forbidden(url, doing)) from error
     except (BaseError, OSError) as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         if "NoSuchBucket" in str(error):
-            raise NotFoundError(f"{url}: the bucket does not exist, while {doing}") from error
+            raise NotFoundError(f"{url}: the bucket does not exist, while {doing}; check the path") from error
         if _FORBIDDEN.search(str(error)):
             raise ForbiddenError(_forbidden(url, doing)) from error
         raise StorageError(f"{url}: {doing} failed: {first_line}") from error
@@ -132,8 +150,10 @@ def read_ranges(url: str, starts: Sequence[int], ends: Sequence[int]) -> list[by
 def open_arrow(url: str) -> pa.NativeFile:
     """A seekable file for Parquet, read by ranges."""
     with _translated(url, "opening"):
-        filesystem, path = pa.fs.FileSystem.from_uri(url if is_s3(url) else f"file://{normalise(url)}")
-        return filesystem.open_input_file(path)
+        if is_s3(url):
+            bucket, key = _bucket_and_key(url)
+            return _arrow(bucket).open_input_file(f"{bucket}/{key}")
+        return pa.fs.LocalFileSystem().open_input_file(normalise(url))
 
 
 def stat(url: str) -> StoredObject:
@@ -159,7 +179,7 @@ def is_file(url: str) -> bool:
 def list_objects(url: str, suffixes: tuple[str, ...] = ()) -> list[StoredObject]:
     """Objects below a folder (or the one object at `url`), sorted by address; hidden ones left out."""
     store, key = _locate(url)
-    prefix = url.removesuffix(key) if key else url.rstrip("/") + "/"
+    prefix = f"s3://{_bucket_and_key(url)[0]}/" if is_s3(url) else "/"
     with _translated(url, "listing"):
         found = [
             StoredObject(prefix + meta["path"], meta["size"], meta["e_tag"] or "")
@@ -206,6 +226,8 @@ def replace(url: str, data: bytes, etag: str) -> bool:
             except PreconditionError:
                 return False
             return True
+        if not exists(url):
+            return False
         with _locked(url):
             if not exists(url) or stat(url).etag != etag:
                 return False
@@ -223,6 +245,57 @@ def _locked(url: str) -> Iterator[None]:
 
 
 def delete(url: str) -> None:
+    """Remove the object; one that is gone already is no error, on disk as on S3."""
     store, key = _locate(url)
-    with _translated(url, "deleting"):
+    with _translated(url, "deleting"), contextlib.suppress(FileNotFoundError):
         obstore.delete(store, key)
+
+
+def delete_folder(url: str) -> None:
+    """Remove every object below a folder, hidden ones too."""
+    store, key = _locate(url)
+    if not key:
+        raise UsageError(f"{url}: refusing to empty a whole bucket or disk")
+    with _translated(url, "deleting"):
+        if not is_s3(url):
+            shutil.rmtree(url, ignore_errors=not Path(url).exists())
+            return
+        for batch in obstore.list(store, key, chunk_size=1000):
+            obstore.delete(store, [meta["path"] for meta in batch])
+
+
+class _RangeFile(io.RawIOBase):
+    """An object as a seekable raw file; each read is one range request."""
+
+    def __init__(self, url: str) -> None:
+        self.name = url
+        self._size_bytes = stat(url).size_bytes
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size_bytes}[whence]
+        self._position = max(0, origin + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self._position + len(buffer), self._size_bytes)
+        if end <= self._position:
+            return 0
+        (data,) = read_ranges(self.name, [self._position], [end])
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+def open_reader(url: str, buffer_bytes: int = 32 * 1024) -> io.BufferedReader:
+    """A seekable file that fetches ranges as they are read: for headers."""
+    return io.BufferedReader(_RangeFile(url), buffer_bytes)

@@ -32,5 +32,10 @@ def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
         now = time.monotonic()
         if now - last >= LOG_INTERVAL_S:
             last = now
-            print(f"{description}: {done}/{total}", file=sys.stderr, flush=True)
-    print(f"{description}: {done}/{total} in {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
+            _say(f"{description}: {done}/{total}")
+    _say(f"{description}: {done}/{total} in {time.monotonic() - started:.1f} s")
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()

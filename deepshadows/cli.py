@@ -1,0 +1,167 @@
+"""The command line: one command, one verb each. Parses, calls, prints, returns the exit code.
+
+Flags, TOML keys and stored settings are the fields of the classes in `settings`. Verbs are imported when called, so
+that `--help` needs neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import sys
+import time
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+from pydantic.fields import FieldInfo
+
+from deepshadows import __version__, settings
+from deepshadows.outcomes import ExitCode, Failure, Summary, UsageError
+
+VERBS: dict[str, type[settings.Settings]] = {
+    "quickstart": settings.Quickstart,
+    "simulate": settings.Simulate,
+    "detect": settings.Detect,
+    "cutouts": settings.Cutouts,
+    "train": settings.Train,
+    "evaluate": settings.Evaluate,
+    "classify": settings.Classify,
+    "publish": settings.Publish,
+}
+_FLAG_NAMES = {"from_checkpoint": "--from"}
+
+
+def _option(name: str, info: FieldInfo) -> click.Option:
+    """One settings field as a flag."""
+    kind, multiple = _flag_type(info.annotation)
+    flag = _FLAG_NAMES.get(name, "--" + name.replace("_", "-"))
+    default = info.default
+    shown = "required" if info.is_required() else f"default: {default}" if default not in (None, "") else ""
+    help_text = f"{info.description}" + (f"  [{shown}]" if shown else "")
+    if kind is bool:
+        return click.Option([f"{flag}/--no-{flag.removeprefix('--')}", name], default=None, help=help_text)
+    return click.Option([flag, name], type=kind, multiple=multiple, default=None, help=help_text)
+
+
+def _flag_type(annotation: Any) -> tuple[Any, bool]:
+    """The click type of an annotation, and whether the flag may be repeated."""
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _flag_type(typing.get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType):
+        (kind,) = [part for part in typing.get_args(annotation) if part is not type(None)]
+        return _flag_type(kind)
+    if origin is Literal:
+        return click.Choice(typing.get_args(annotation)), False
+    if origin is tuple:
+        return _flag_type(typing.get_args(annotation)[0])[0], True
+    return annotation, False
+
+
+def _verb_command(verb: str, model: type[settings.Settings]) -> click.Command:
+    options: list[click.Parameter] = [_option(name, info) for name, info in model.model_fields.items()]
+    options += [
+        click.Option(["--config"], type=click.Path(dir_okay=False), help="TOML file with any of these settings."),
+        click.Option(["--json", "as_json"], is_flag=True, help="Last line of stdout: one JSON object."),
+        click.Option(["-v", "verbose"], is_flag=True, help="Say more."),
+    ]
+
+    def call(config: str | None, as_json: bool, verbose: bool, **flags: Any) -> None:
+        def work() -> Summary:
+            resolved = model.resolve(_merge(config, flags), f"deepshadows {verb}")
+            module = importlib.import_module(f"deepshadows.verbs.{verb}")
+            return typing.cast(Summary, module.run(resolved))
+
+        _logging(verbose)
+        sys.exit(_report(verb, work, as_json))
+
+    return click.Command(verb, params=options, callback=call, help=model.__doc__)
+
+
+def _merge(config: str | None, flags: dict[str, Any]) -> dict[str, Any]:
+    """Settings file first, flags over it."""
+    values: dict[str, Any] = {}
+    if config is not None:
+        try:
+            text = Path(config).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{config}: the settings file cannot be read: {error}") from error
+        values = settings.parse_toml(text, config)
+    given = {name: value for name, value in flags.items() if value not in (None, ())}
+    return {**values, **given}
+
+
+def _report(verb: str, work: typing.Callable[[], Summary], as_json: bool) -> int:
+    """Do the work, print its summary or its error, return the exit code."""
+    started = time.monotonic()
+    record: dict[str, Any] = {"verb": verb, "exit_code": int(ExitCode.DONE), "output": None}
+    try:
+        summary = work()
+        record.update(exit_code=int(summary.exit_code), output=summary.output, **summary.figures)
+        for line in summary.text:
+            click.echo(line)
+    except Failure as error:
+        record.update(exit_code=int(error.exit_code), error=str(error))
+        click.echo(f"error: {error}", err=True)
+    record["seconds"] = round(time.monotonic() - started, 3)
+    if as_json:
+        click.echo(json.dumps(record))
+    return int(record["exit_code"])
+
+
+def _logging(verbose: bool) -> None:
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(message)s")
+
+
+@click.command(
+    "submit",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": True},
+    help="Run a verb as a Ray job on a cluster: submit VERB [its flags] --address http://host:8265.",
+)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[VERB [FLAGS]...]")
+@click.option("--address", default="http://127.0.0.1:8265", show_default=True, help="Ray dashboard of the cluster.")
+@click.option("--no-wait", is_flag=True, help="Return once the job is accepted.")
+@click.option("--status", metavar="ID", help="Tell how a job stands.")
+@click.option("--stop", metavar="ID", help="Stop a job.")
+@click.option("--json", "as_json", is_flag=True, help="Last line of stdout: one JSON object.")
+def _submit(
+    words: tuple[str, ...], address: str, no_wait: bool, status: str | None, stop: str | None, as_json: bool
+) -> None:
+    def work() -> Summary:
+        verb = words[0] if words else None
+        if verb is not None and verb not in VERBS:
+            raise UsageError(f"submit: unknown verb {verb!r}; one of {', '.join(VERBS)}")
+        module = importlib.import_module("deepshadows.verbs.submit")
+        return typing.cast(
+            Summary,
+            module.run(
+                verb=verb, arguments=list(words[1:]), address=address, wait=not no_wait, status=status, stop=stop
+            ),
+        )
+
+    sys.exit(_report("submit", work, as_json))
+
+
+@click.group(help="Which faint smudges of a sky survey are real low-surface-brightness galaxies?")
+@click.version_option(__version__, prog_name="deepshadows")
+def app() -> None:
+    """All verbs."""
+
+
+for _verb, _model in VERBS.items():
+    app.add_command(_verb_command(_verb, _model))
+app.add_command(_submit)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; exits with the codes of `outcomes.ExitCode`."""
+    app(args=None if arguments is None else list(arguments), prog_name="deepshadows")
+
+
+if __name__ == "__main__":
+    main()

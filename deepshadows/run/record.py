@@ -1,0 +1,92 @@
+"""RUN/run.json: what a run is -- settings, fingerprint, versions -- written before work begins. Vocabulary only."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from deepshadows import __version__, storage
+from deepshadows.outcomes import InputError, StorageError, UsageError
+
+FORMAT_VERSION = 1
+
+
+class RunRecord(BaseModel):
+    """The record of a run; a run directory belongs to exactly one fingerprint."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: int = FORMAT_VERSION
+    run: str
+    fingerprint: str
+    settings: dict[str, Any]
+    checkpoint: dict[str, Any]
+    preprocessing: dict[str, Any]
+    id_type: str
+    units_planned: int
+    rows_planned: int
+    versions: dict[str, str]
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of what decides pixels and scores."""
+    names = ("ray", "torch", "numpy", "pyarrow", "astropy")
+    return {
+        "deepshadows": __version__,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in names},
+    }
+
+
+def read_record(run: str) -> RunRecord | None:
+    """The record of a run directory, None where none is yet."""
+    url = storage.join(run, "run.json")
+    if not storage.exists(url):
+        return None
+    try:
+        return RunRecord.model_validate_json(storage.read(url))
+    except ValidationError as error:
+        raise InputError(f"{url}: not a run record of this version of DeepShadows: {error}") from error
+
+
+def claim_directory(record: RunRecord, run: str) -> bool:
+    """Write the record, or check that the directory is this run's; True where the run is new.
+
+    Raises
+    ------
+    UsageError
+        The directory belongs to another run, or holds something else.
+    """
+    url = storage.join(run, "run.json")
+    if storage.create(url, record.model_dump_json(indent=1).encode()):
+        return True
+    existing = read_record(run)
+    if existing is None or existing.fingerprint != record.fingerprint:
+        raise UsageError(f"{run}: belongs to another run (other input, settings or weights); give another --output")
+    return False
+
+
+def check_directory(run: str) -> None:
+    """Refuse a directory that holds something else, or a store that does not honour If-None-Match."""
+    known = (
+        "run.json",
+        "manifest.json",
+        "units",
+        "scores",
+        "quarantine",
+        "rejects.parquet",
+        "lease.json",
+        "detections",
+    )
+    entries = storage.list_objects(run)
+    foreign = [entry.url for entry in entries if storage.relative(entry.url, run).split("/")[0] not in known]
+    if foreign:
+        raise UsageError(f"{run}: not a run directory (it holds {foreign[0]}); give another --output")
+    canary = storage.join(run, ".canary")
+    storage.create(canary, b"1")
+    if storage.create(canary, b"2"):
+        raise StorageError(f"{run}: this store ignores If-None-Match, so two drivers could both commit; use another")
+    storage.delete(canary)

@@ -1,0 +1,143 @@
+"""Score objects: one Parquet a unit, built in memory and put once. Vocabulary only."""
+
+from __future__ import annotations
+
+import io
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from deepshadows import storage
+from deepshadows.outcomes import InputError
+from deepshadows.run.units import Unit
+from deepshadows.schema import count_flags, is_fatal, score_schema
+
+_LISTING_THREADS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What became of one unit."""
+
+    unit: str
+    rows: int
+    scored: int
+    quarantined: bool = False
+    reason: str = ""
+    flag_counts: str = "{}"
+
+
+def score_url(run: str, unit: str) -> str:
+    return storage.join(run, "scores", unit[:2], f"{unit}.parquet")
+
+
+def score_table(
+    object_id: pa.Array,
+    ra: NDArray[np.float64],
+    dec: NDArray[np.float64],
+    logit: NDArray[np.float32],
+    p_lsbg: NDArray[np.float32],
+    flags: NDArray[np.int32],
+    *,
+    unit: str,
+    run: str,
+) -> pa.Table:
+    """Rows of one unit; score columns are null where a fatal flag is set, positions where they are NaN."""
+    fatal = is_fatal(flags)
+    count = len(flags)
+    columns = [
+        object_id,
+        pa.array(ra, mask=np.isnan(ra)),
+        pa.array(dec, mask=np.isnan(dec)),
+        pa.array(logit, mask=fatal),
+        pa.array(p_lsbg, mask=fatal),
+        pa.nulls(count, pa.float32()),
+        pa.array(flags),
+        pa.array([unit] * count, pa.string()),
+        pa.array([run] * count, pa.string()),
+    ]
+    return pa.table(columns, schema=score_schema(object_id.type))
+
+
+def first_occurrences(object_id: pa.Array) -> NDArray[np.bool_]:
+    """True for the first row of each identifier."""
+    values = object_id.to_numpy(zero_copy_only=False)
+    first = np.zeros(len(values), dtype=bool)
+    first[np.unique(values, return_index=True)[1]] = True
+    return first
+
+
+def commit(run: str, unit: Unit, table: pa.Table, fingerprint: str) -> Receipt:
+    """Put the score object of a unit; one that was there already is the same and stays.
+
+    The footer carries unit, fingerprint, rows and scored rows, so a listing can be checked without reading rows.
+    """
+    if table.num_rows != unit.rows:
+        raise InputError(f"{unit.name}: {table.num_rows} rows scored, {unit.rows} planned")
+    scored = table.num_rows - table["p_lsbg"].null_count
+    flag_counts = json.dumps(count_flags(table["flags"].to_numpy()))
+    footer = {
+        b"deepshadows.unit": unit.unit.encode(),
+        b"deepshadows.fingerprint": fingerprint.encode(),
+        b"deepshadows.rows": str(table.num_rows).encode(),
+        b"deepshadows.scored": str(scored).encode(),
+        b"deepshadows.flags": flag_counts.encode(),
+    }
+    sink = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata(footer), sink, compression="zstd", use_dictionary=["unit", "run"])
+    storage.create(score_url(run, unit.unit), sink.getvalue())
+    return Receipt(unit=unit.unit, rows=table.num_rows, scored=scored, flag_counts=flag_counts)
+
+
+def committed(run: str) -> dict[str, storage.StoredObject]:
+    """Score objects that are there, by unit."""
+    found = storage.list_objects(storage.join(run, "scores"), (".parquet",))
+    return {storage.name_of(entry.url).removesuffix(".parquet"): entry for entry in found}
+
+
+def read_receipts(entries: dict[str, storage.StoredObject], fingerprint: str) -> list[Receipt]:
+    """Receipts of units that an earlier driver committed, from their footers.
+
+    Raises
+    ------
+    InputError
+        An object is damaged or belongs to another run.
+    """
+
+    def one(item: tuple[str, storage.StoredObject]) -> Receipt:
+        unit, entry = item
+        try:
+            footer = pq.read_schema(storage.open_arrow(entry.url)).metadata or {}
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{entry.url}: damaged score object; delete it and run again: {error}") from error
+        if footer.get(b"deepshadows.fingerprint", b"").decode() != fingerprint:
+            raise InputError(f"{entry.url}: belongs to another run; give another --output")
+        return Receipt(
+            unit=unit,
+            rows=int(footer[b"deepshadows.rows"]),
+            scored=int(footer[b"deepshadows.scored"]),
+            flag_counts=footer[b"deepshadows.flags"].decode(),
+        )
+
+    with ThreadPoolExecutor(_LISTING_THREADS) as pool:
+        return list(pool.map(one, entries.items()))
+
+
+def quarantine(run: str, unit: Unit, reason: str) -> Receipt:
+    """Record why a unit could not be read: RUN/quarantine/<unit>.json."""
+    record = {
+        "unit": unit.unit,
+        "kind": unit.kind,
+        "object": unit.url,
+        "tile": unit.tile,
+        "first_row": unit.first_row,
+        "rows": unit.rows,
+        "reason": reason,
+    }
+    storage.write(storage.join(run, "quarantine", f"{unit.unit}.json"), json.dumps(record, indent=1).encode())
+    return Receipt(unit=unit.unit, rows=unit.rows, scored=0, quarantined=True, reason=reason)

@@ -1,0 +1,95 @@
+"""Detection tables as users have them (Parquet, FITS, CSV), checked where they enter. No Ray, no torch."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+from astropy.table import Table
+from numpy.typing import NDArray
+
+from deepshadows import storage
+from deepshadows.outcomes import InputError, UsageError
+from deepshadows.schema import Flag
+from deepshadows.settings import Columns
+from deepshadows.sky.shards import object_ids, positions
+
+TABLE_SUFFIXES = (".parquet", ".fits", ".fits.gz", ".csv")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detections:
+    """Identifiers and positions, in the order of the input.
+
+    Attributes
+    ----------
+    object_id : pa.Array (N,)
+        int64 or string.
+    ra, dec : float64 (N,)
+        ICRS degrees; NaN where the input had none.
+    flags : int32 (N,)
+        BAD_POSITION where a position is impossible or missing: without one nothing can be cut.
+    """
+
+    object_id: pa.Array
+    ra: NDArray[np.float64]
+    dec: NDArray[np.float64]
+    flags: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.ra)
+
+
+def read_table(url: str) -> pa.Table:
+    """A table from Parquet, FITS or CSV, by its suffix, or a folder of Parquet files."""
+    name = url.lower()
+    try:
+        if name.endswith(".parquet"):
+            return pq.read_table(storage.open_arrow(url))
+        if name.endswith(".csv"):
+            return pyarrow.csv.read_csv(io.BytesIO(storage.read(url)))
+        if name.endswith((".fits", ".fits.gz", ".fit")):
+            return _read_fits(url)
+        files = storage.list_objects(url, TABLE_SUFFIXES)
+        if files and all(file.url != url for file in files):
+            return pa.concat_tables([read_table(file.url) for file in files], promote_options="default")
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        raise InputError(f"{url}: not a readable table: {error}") from error
+    raise UsageError(f"{url}: no table there (.parquet, .fits or .csv)")
+
+
+def _read_fits(url: str) -> pa.Table:
+    data = io.BytesIO(storage.read(url))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            table = Table.read(data, format="fits")
+    except (OSError, ValueError, IndexError) as error:
+        raise InputError(f"{url}: not a readable FITS table: {error}") from error
+    return pa.Table.from_pandas(table.to_pandas(), preserve_index=False)
+
+
+def read_detections(url: str, columns: Columns) -> Detections:
+    """Read and check a detection table.
+
+    Raises
+    ------
+    InputError
+        A column is missing, ra or dec are not float64, identifiers are null or not integers or strings.
+    """
+    table = read_table(url)
+    wanted = (columns.id_column, columns.ra_column, columns.dec_column)
+    missing = [name for name in wanted if name not in table.column_names]
+    if missing:
+        raise InputError(
+            f"{url}: no column {', '.join(missing)}; it has {', '.join(table.column_names[:20])}; "
+            "name them with --id-column, --ra-column, --dec-column"
+        )
+    ra, dec, flags = positions(table, url, columns.ra_column, columns.dec_column)
+    flags = np.where(flags != 0, Flag.BAD_POSITION.bit, 0).astype(np.int32)
+    return Detections(object_id=object_ids(table[columns.id_column], url), ra=ra, dec=dec, flags=flags)

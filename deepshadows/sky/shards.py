@@ -1,0 +1,313 @@
+"""Cut-out shards: labelled or unlabelled network images in Parquet, and npz files read as such. No Ray, no torch."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from deepshadows import storage
+from deepshadows.outcomes import InputError
+from deepshadows.schema import IMAGE_BYTES, IMAGE_SHAPE, Flag, cutout_schema, image_field, image_metadata
+from deepshadows.sky.cutouts import Geometry, bring_to_field
+
+ROW_GROUP_ROWS = 1000
+NPZ_BYTES_MAX = 8 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cutouts:
+    """Cut-outs in memory.
+
+    Attributes
+    ----------
+    object_id : pa.Array (N,)
+        int64 or string.
+    ra, dec : float64 (N,)
+        ICRS degrees, NaN where not known.
+    images : uint8 (N, 64, 64, 3)
+        R, G, B = z, r, g.
+    flags : int32 (N,)
+        See `schema.Flag`; rows with a fatal flag have a blank image.
+    label : int8 (N,), optional
+        1 low-surface-brightness galaxy, 0 artifact.
+    """
+
+    object_id: pa.Array
+    ra: NDArray[np.float64]
+    dec: NDArray[np.float64]
+    images: NDArray[np.uint8]
+    flags: NDArray[np.int32]
+    label: NDArray[np.int8] | None = None
+    fov_arcsec: float
+    stretch: str
+    bands: tuple[str, ...] = ("z", "r", "g")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, rows: NDArray[Any]) -> Cutouts:
+        """The chosen rows, by index or mask."""
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        return replace(
+            self,
+            object_id=self.object_id.take(pa.array(rows)),
+            ra=self.ra[rows],
+            dec=self.dec[rows],
+            images=self.images[rows],
+            flags=self.flags[rows],
+            label=None if self.label is None else self.label[rows],
+        )
+
+    def to_table(self) -> pa.Table:
+        """As stored: schema of `schema.cutout_schema`, NaN positions as nulls."""
+        image = image_field(self.fov_arcsec, self.stretch, self.bands)
+        schema = cutout_schema(self.object_id.type, image, labelled=self.label is not None)
+        pixels = pa.FixedSizeBinaryArray.from_buffers(
+            image.type, len(self), [None, pa.py_buffer(np.ascontiguousarray(self.images))]
+        )
+        columns: list[Any] = [
+            self.object_id,
+            pa.array(self.ra, mask=np.isnan(self.ra)),
+            pa.array(self.dec, mask=np.isnan(self.dec)),
+            pixels,
+            pa.array(self.flags),
+        ]
+        if self.label is not None:
+            columns.append(pa.array(self.label))
+        return pa.table(columns, schema=schema)
+
+
+def concatenate(parts: Sequence[Cutouts]) -> Cutouts:
+    """One after the other; fields and stretches must agree, labels stay only where all have them."""
+    first = parts[0]
+    for part in parts[1:]:
+        if (part.fov_arcsec, part.stretch, part.bands) != (first.fov_arcsec, first.stretch, first.bands):
+            raise InputError(
+                f"cut-outs of different kinds cannot be joined: {first.fov_arcsec} arcsec {first.stretch} and "
+                f"{part.fov_arcsec} arcsec {part.stretch}; convert them with `deepshadows cutouts`"
+            )
+        if part.object_id.type != first.object_id.type:
+            raise InputError(f"object_id is {first.object_id.type} in one shard and {part.object_id.type} in another")
+    labels = [part.label for part in parts]
+    return replace(
+        first,
+        object_id=pa.concat_arrays([part.object_id for part in parts]),
+        ra=np.concatenate([part.ra for part in parts]),
+        dec=np.concatenate([part.dec for part in parts]),
+        images=np.concatenate([part.images for part in parts]),
+        flags=np.concatenate([part.flags for part in parts]),
+        label=None if any(label is None for label in labels) else np.concatenate([x for x in labels if x is not None]),
+    )
+
+
+def write_shard(url: str, cutouts: Cutouts) -> None:
+    """Write one shard: PLAIN, no dictionary, no statistics on the images, row groups of about 1000, in one PUT."""
+    sink = io.BytesIO()
+    pq.write_table(
+        cutouts.to_table(),
+        sink,
+        row_group_size=ROW_GROUP_ROWS,
+        compression="none",
+        use_dictionary=False,
+        write_statistics=False,
+        store_schema=True,
+    )
+    storage.write(url, sink.getvalue())
+
+
+def open_shard(url: str) -> pq.ParquetFile:
+    """A shard's Parquet file, read by ranges; a damaged or foreign one is an `InputError`."""
+    try:
+        file = pq.ParquetFile(storage.open_arrow(url), memory_map=False, pre_buffer=True)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{url}: not a readable Parquet file: {error}") from error
+    names = file.schema_arrow.names
+    if "image" not in names or "object_id" not in names:
+        raise InputError(f"{url}: not a cut-out shard: columns image and object_id are needed, it has {names}")
+    return file
+
+
+def shard_geometry(schema: pa.Schema, url: str) -> tuple[float, str, tuple[str, ...]]:
+    """Field of view, stretch and bands that a shard states."""
+    metadata = image_metadata(schema)
+    try:
+        return float(metadata["fov_arcsec"]), metadata["stretch"], tuple(metadata["bands"].split(","))
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"{url}: the image column states no fov_arcsec, stretch and bands; convert it with `deepshadows cutouts`"
+        ) from error
+
+
+def cutouts_from_table(table: pa.Table, url: str) -> Cutouts:
+    """Rows of a shard as arrays, each bad row with its fatal flag.
+
+    Raises
+    ------
+    InputError
+        object_id is neither an integer nor a string.
+    """
+    fov_arcsec, stretch, bands = shard_geometry(table.schema, url)
+    count = table.num_rows
+    flags = table["flags"].to_numpy().astype(np.int32) if "flags" in table.column_names else np.zeros(count, np.int32)
+    ra, dec, position_flags = positions(table, url)
+    images, image_flags = _images(table["image"].combine_chunks())
+    label = None
+    if "label" in table.column_names:
+        label = table["label"].fill_null(-1).to_numpy().astype(np.int8)
+    return Cutouts(
+        object_id=object_ids(table["object_id"], url),
+        ra=ra,
+        dec=dec,
+        images=images,
+        flags=flags | position_flags | image_flags,
+        label=label,
+        fov_arcsec=fov_arcsec,
+        stretch=stretch,
+        bands=bands,
+    )
+
+
+def object_ids(column: pa.ChunkedArray | pa.Array, where: str) -> pa.Array:
+    """Identifiers as int64 or string; nulls and other types are an `InputError`."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if array.null_count:
+        raise InputError(f"{where}: {array.null_count} object_id are null; every row needs one")
+    try:
+        if pa.types.is_integer(array.type):
+            return array.cast(pa.int64())
+        if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+            return array.cast(pa.string())
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{where}: object_id does not fit int64: {error}") from error
+    raise InputError(f"{where}: object_id is {array.type}; integers or strings are needed")
+
+
+def positions(
+    table: pa.Table, where: str, ra_name: str = "ra", dec_name: str = "dec"
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int32]]:
+    """ra and dec in degrees with flags: NO_POSITION where none is given, BAD_POSITION where it is impossible.
+
+    Raises
+    ------
+    InputError
+        A column is not a floating-point number of 64 bits: less loses 0.1" and more.
+    """
+    count = table.num_rows
+    if ra_name not in table.column_names or dec_name not in table.column_names:
+        nothing = np.full(count, np.nan)
+        return nothing, nothing.copy(), np.full(count, Flag.NO_POSITION.bit, np.int32)
+    for name in (ra_name, dec_name):
+        if not pa.types.is_float64(table[name].type):
+            raise InputError(f"{where}: column {name} is {table[name].type}; float64 degrees are needed")
+    none = table[ra_name].is_null().to_numpy() | table[dec_name].is_null().to_numpy()
+    ra, dec = (np.array(table[name].fill_null(np.nan).to_numpy()) for name in (ra_name, dec_name))
+    good = np.isfinite(ra) & np.isfinite(dec) & (ra >= 0) & (ra <= 360) & (np.abs(dec) <= 90)
+    flags = np.where(good, 0, Flag.BAD_POSITION.bit)
+    return ra, dec, np.where(none, Flag.NO_POSITION.bit, flags).astype(np.int32)
+
+
+def _images(column: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """Pixels and flags of an image column: null is NO_IMAGE, another size is BAD_SHAPE."""
+    kind = column.type
+    null = np.asarray(column.is_null())
+    if pa.types.is_fixed_size_binary(kind) and kind.byte_width == IMAGE_BYTES:
+        buffer = column.buffers()[1]
+        start = column.offset * IMAGE_BYTES
+        pixels = (
+            np.frombuffer(buffer, np.uint8, len(column) * IMAGE_BYTES, start) if len(column) else np.empty(0, np.uint8)
+        )
+        images = pixels.reshape(-1, *IMAGE_SHAPE)
+        flags = np.where(null, Flag.NO_IMAGE.bit, 0).astype(np.int32)
+        return images, flags
+    images = np.zeros((len(column), *IMAGE_SHAPE), np.uint8)
+    flags = np.where(null, Flag.NO_IMAGE.bit, Flag.BAD_SHAPE.bit).astype(np.int32)
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        for row, value in enumerate(column):
+            if value.is_valid and len(data := value.as_py()) == IMAGE_BYTES:
+                images[row] = np.frombuffer(data, np.uint8).reshape(IMAGE_SHAPE)
+                flags[row] = 0
+    return images, flags
+
+
+def list_shards(url: str) -> list[storage.StoredObject]:
+    """The Parquet files of a folder, or the one named."""
+    return storage.list_objects(url, (".parquet",))
+
+
+def read_shards(url: str) -> Cutouts:
+    """All cut-outs of a folder of shards, or of one shard, in memory."""
+    shards = list_shards(url)
+    if not shards:
+        raise InputError(f"{url}: no cut-out shards (*.parquet); make them with `deepshadows cutouts`")
+    return concatenate([cutouts_from_table(open_shard(shard.url).read(), shard.url) for shard in shards])
+
+
+def read_npz(url: str, geometry: Geometry) -> Cutouts:
+    """An npz file with `image`, `fov_arcsec` and, optionally, label, object_id, ra, dec.
+
+    Every image is brought to the field of `geometry`. Object arrays (pickle) are refused.
+    """
+    try:
+        with np.load(io.BytesIO(storage.read(url)), allow_pickle=False) as archive:
+            data = {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, KeyError, NotImplementedError) as error:
+        raise InputError(f"{url}: not a readable .npz file: {error}") from error
+    except Exception as error:  # zipfile.BadZipFile and zlib.error share no base
+        raise InputError(f"{url}: damaged .npz file: {error}") from error
+    if "image" not in data or "fov_arcsec" not in data:
+        raise InputError(f"{url}: image and fov_arcsec are needed, it has {sorted(data)}")
+    image = data["image"]
+    if image.ndim != 4 or image.shape[3] != 3 or image.dtype != np.uint8 or image.shape[1] != image.shape[2]:
+        raise InputError(f"{url}: image is {image.dtype} {image.shape}; uint8 (N, S, S, 3) is needed")
+    count = len(image)
+    wrong = [name for name in ("label", "object_id", "ra", "dec") if name in data and data[name].shape != (count,)]
+    if wrong:
+        raise InputError(f"{url}: {', '.join(wrong)} must have one value for each of the {count} images")
+    fov = np.broadcast_to(np.asarray(data["fov_arcsec"], dtype=np.float64), (count,))
+    if not (np.isfinite(fov) & (fov > 0)).all():
+        raise InputError(f"{url}: fov_arcsec must be positive")
+    images, flags = bring_to_field(image, fov, geometry)
+    stem = storage.name_of(url).removesuffix(".npz")
+    ids = data.get("object_id", np.array([f"{stem}-{row:06d}" for row in range(count)]))
+    table = pa.table({name: pa.array(data[name]) for name in ("ra", "dec") if name in data} or {"row": range(count)})
+    ra, dec, position_flags = positions(table, url)
+    return Cutouts(
+        object_id=object_ids(pa.array(ids), url),
+        ra=ra,
+        dec=dec,
+        images=images,
+        flags=flags | position_flags,
+        label=data["label"].astype(np.int8) if "label" in data else None,
+        fov_arcsec=geometry.fov_arcsec,
+        stretch=geometry.stretch.name,
+        bands=geometry.bands,
+    )
+
+
+def read_cutouts(url: str, geometry: Geometry) -> Cutouts:
+    """Shards or npz, brought to the field of `geometry`; another stretch or other bands are refused."""
+    if url.endswith(".npz"):
+        return read_npz(url, geometry)
+    if not list_shards(url) and (archives := storage.list_objects(url, (".npz",))):
+        return concatenate([read_npz(archive.url, geometry) for archive in archives])
+    cutouts = read_shards(url)
+    if (cutouts.stretch, cutouts.bands) != (geometry.stretch.name, geometry.bands):
+        raise InputError(
+            f"{url}: stretch {cutouts.stretch}, bands {','.join(cutouts.bands)}; the network takes "
+            f"{geometry.stretch.name}, {','.join(geometry.bands)}"
+        )
+    images, flags = bring_to_field(cutouts.images, np.full(len(cutouts), cutouts.fov_arcsec), geometry)
+    return replace(cutouts, images=images, flags=cutouts.flags | flags, fov_arcsec=geometry.fov_arcsec)
+
+
+def split(cutouts: Cutouts, rows: int) -> Iterator[Cutouts]:
+    """Consecutive parts of at most `rows` rows."""
+    for start in range(0, len(cutouts), rows):
+        yield cutouts.take(np.arange(start, min(start + rows, len(cutouts))))

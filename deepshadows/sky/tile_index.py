@@ -1,0 +1,332 @@
+"""Which tiles an input has, and which tile owns a position: built from headers only. No Ray, no torch."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from astropy.io import fits
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from deepshadows import storage
+from deepshadows.outcomes import InputError
+from deepshadows.sky.tiles import BandSource, TileFiles, celestial_wcs, open_fits, pixel_scale_arcsec
+
+FITS_SUFFIXES = (".fits", ".fits.fz", ".fits.gz", ".fit", ".fz")
+BANDS = "ugrizyY"
+_NAME = re.compile(rf"^(?P<tile>.*?)[_.-]?(?P<band>[{BANDS}Z])(?:[_.-](?:sci|image|nobkg))?$", re.IGNORECASE)
+_ZERO_POINT_KEYS = ("MAGZERO", "MAGZPT", "ZEROPT", "MAGZP", "PHOTZP")
+_KINDS = {
+    "science": ("SCI", "IMAGE", "COMPRESSED_IMAGE", "PRIMARY", ""),
+    "weight": ("WGT", "WEIGHT", "IVAR", "INVVAR"),
+    "mask": ("MSK", "MASK", "DQ", "DATA_QUALITY"),
+}
+_WCS_CARDS = re.compile(
+    r"^(CTYPE|CRVAL|CRPIX|CDELT|CUNIT|CROTA|CD|PC|PV|LONPOLE|LATPOLE|RADESYS|RADECSYS|EQUINOX|WCSAXES|WCSNAME|A_|B_|AP_|BP_)"
+)
+
+
+@dataclass(frozen=True)
+class TileIndex:
+    """Tiles sorted by id, and the objects that could not be indexed with the reason."""
+
+    tiles: tuple[TileFiles, ...]
+    problems: tuple[tuple[str, str], ...] = ()
+
+    def to_table(self) -> pa.Table:
+        """One row a tile and band: where it is, its shape, zero point, scale, centre and WCS cards."""
+        rows = [
+            {
+                "tile": tile.tile_id,
+                "band": band,
+                "url": source.url,
+                "etag": source.etag,
+                "size_bytes": source.size_bytes,
+                "science_hdu": source.science_hdu,
+                "weight_hdu": source.weight_hdu,
+                "mask_hdu": source.mask_hdu,
+                "plane": source.plane,
+                "height_pix": source.shape[0],
+                "width_pix": source.shape[1],
+                "zero_point": source.zero_point,
+                **_footprint(source),
+                "wcs": source.wcs_header,
+            }
+            for tile in self.tiles
+            for band, source in sorted(tile.bands.items())
+        ]
+        return pa.Table.from_pylist(rows, schema=_INDEX_SCHEMA)
+
+    def owners(
+        self, ra: NDArray[np.float64], dec: NDArray[np.float64]
+    ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """The tile in which each position lies deepest inside.
+
+        Parameters
+        ----------
+        ra, dec : float64 (N,)
+            ICRS degrees, finite.
+
+        Returns
+        -------
+        owner : int32 (N,)
+            Index into `tiles`, -1 where no tile holds the position; of equal depths the first tile wins.
+        depth : float64 (N,)
+            Distance to the nearest tile edge in arcsec, -inf off every tile.
+        """
+        owner = np.full(len(ra), -1, dtype=np.int32)
+        depth = np.full(len(ra), -np.inf)
+        if not self.tiles or not len(ra):
+            return owner, depth
+        sources = cKDTree(unit_vectors(ra, dec))
+        for number, tile in enumerate(self.tiles):
+            reference = tile.reference
+            footprint = _footprint(reference)
+            centre = unit_vectors(np.array([footprint["ra_center"]]), np.array([footprint["dec_center"]]))[0]
+            chord = 2 * np.sin(np.radians(min(footprint["radius_deg"], 180.0)) / 2)
+            near = np.array(sources.query_ball_point(centre, chord), dtype=np.int64)
+            if not len(near):
+                continue
+            wcs = celestial_wcs(fits.Header.fromstring(reference.wcs_header), reference.url)
+            x, y = wcs.all_world2pix(ra[near], dec[near], 0, quiet=True)
+            height, width = reference.shape
+            inside_pix = np.minimum.reduce([x + 0.5, width - 0.5 - x, y + 0.5, height - 0.5 - y])
+            inside = np.where(np.isfinite(inside_pix) & (inside_pix > 0), inside_pix, -np.inf)
+            inside = inside * pixel_scale_arcsec(wcs)
+            better = inside > depth[near]
+            owner[near[better]], depth[near[better]] = number, inside[better]
+        return owner, depth
+
+
+_INDEX_SCHEMA = pa.schema(
+    [
+        ("tile", pa.string()),
+        ("band", pa.string()),
+        ("url", pa.string()),
+        ("etag", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("science_hdu", pa.int32()),
+        ("weight_hdu", pa.int32()),
+        ("mask_hdu", pa.int32()),
+        ("plane", pa.int32()),
+        ("height_pix", pa.int32()),
+        ("width_pix", pa.int32()),
+        ("zero_point", pa.float64()),
+        ("pixel_scale_arcsec", pa.float64()),
+        ("ra_center", pa.float64()),
+        ("dec_center", pa.float64()),
+        ("radius_deg", pa.float64()),
+        ("wcs", pa.string()),
+    ]
+)
+
+
+def tiles_from_rows(rows: list[dict[str, Any]]) -> tuple[TileFiles, ...]:
+    """Tiles from rows of `TileIndex.to_table`."""
+    grouped: dict[str, dict[str, BandSource]] = defaultdict(dict)
+    for row in rows:
+        grouped[row["tile"]][row["band"]] = BandSource(
+            url=row["url"],
+            etag=row["etag"],
+            size_bytes=row["size_bytes"],
+            science_hdu=row["science_hdu"],
+            weight_hdu=row["weight_hdu"],
+            mask_hdu=row["mask_hdu"],
+            plane=row["plane"],
+            shape=(row["height_pix"], row["width_pix"]),
+            zero_point=row["zero_point"],
+            wcs_header=row["wcs"],
+        )
+    return tuple(TileFiles(tile, bands) for tile, bands in sorted(grouped.items()))
+
+
+def unit_vectors(ra: NDArray[np.float64], dec: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Points on the unit sphere, float64 (N, 3); ra and dec in degrees."""
+    ra_rad, dec_rad = np.radians(ra), np.radians(dec)
+    return np.stack([np.cos(dec_rad) * np.cos(ra_rad), np.cos(dec_rad) * np.sin(ra_rad), np.sin(dec_rad)], axis=-1)
+
+
+def scan_tiles(url: str, zero_point: float | None = None) -> TileIndex:
+    """Index every FITS file below `url` by its headers.
+
+    Parameters
+    ----------
+    url : str
+        Folder or file, local or S3.
+    zero_point : float, optional
+        Magnitude zero point of files whose header states none.
+
+    Returns
+    -------
+    TileIndex
+        A file that is not FITS, has no usable WCS, band or zero point is listed in `problems`.
+    """
+    grouped: dict[str, dict[str, BandSource]] = defaultdict(dict)
+    problems: list[tuple[str, str]] = []
+    for entry in storage.list_objects(url, FITS_SUFFIXES):
+        try:
+            for tile_id, band, source in _bands_of(entry, zero_point):
+                if band in grouped[tile_id]:
+                    other = grouped[tile_id][band].url
+                    raise InputError(f"{entry.url}: band {band} of tile {tile_id} is also in {other}")
+                grouped[tile_id][band] = source
+        except InputError as error:
+            problems.append((entry.url, str(error)))
+    tiles = tuple(TileFiles(tile, bands) for tile, bands in sorted(grouped.items()) if bands)
+    return TileIndex(tiles, tuple(problems))
+
+
+def _bands_of(entry: storage.StoredObject, zero_point: float | None) -> Iterator[tuple[str, str, BandSource]]:
+    """Bands found in one FITS file."""
+    name = storage.name_of(entry.url)
+    for suffix in sorted(FITS_SUFFIXES, key=len, reverse=True):
+        name = name.removesuffix(suffix)
+    with storage.open_reader(entry.url) as reader, open_fits(reader, entry.url) as hdus:
+        headers = _image_headers(hdus, entry.url)
+    science = [number for number, header in headers.items() if _kind(header) == "science"]
+    if not science:
+        raise InputError(f"{entry.url}: no science image among its HDUs")
+    found = 0
+    for number in science:
+        header = headers[number]
+        wcs_header = _wcs_cards(header, entry.url)
+        for band, plane in _bands_in_header(header, name, alone=len(science) == 1):
+            found += 1
+            shared = len(science) > 1 or plane is not None
+            yield (
+                _tile_id(header, name, band, entry.url, shared=shared),
+                band,
+                BandSource(
+                    url=entry.url,
+                    etag=entry.etag,
+                    size_bytes=entry.size_bytes,
+                    science_hdu=number,
+                    weight_hdu=_companion(headers, number, "weight", plane),
+                    mask_hdu=_companion(headers, number, "mask", plane),
+                    plane=plane,
+                    shape=(int(header["NAXIS2"]), int(header["NAXIS1"])),
+                    zero_point=_zero_point(header, zero_point, entry.url),
+                    wcs_header=wcs_header,
+                ),
+            )
+    if not found:
+        raise InputError(f"{entry.url}: no band in the header (BAND, FILTER, BANDS) nor in the file name")
+
+
+def _image_headers(hdus: fits.HDUList, where: str) -> dict[int, fits.Header]:
+    """Headers of image HDUs, the primary's keywords filling in what they lack."""
+    headers: dict[int, fits.Header] = {}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for number, hdu in enumerate(hdus):
+                if not hdu.is_image or hdu.header.get("NAXIS", 0) not in (2, 3):
+                    continue
+                header = hdu.header.copy()
+                if number:
+                    for key in ("BAND", "FILTER", "SURVEY", "TILENAME", "BUNIT", *_ZERO_POINT_KEYS):
+                        if key not in header and key in hdus[0].header:
+                            header[key] = hdus[0].header[key]
+                headers[number] = header
+    except (OSError, ValueError, fits.VerifyError) as error:
+        raise InputError(f"{where}: a header cannot be read: {error}") from error
+    return headers
+
+
+def _kind(header: fits.Header) -> str:
+    """What an HDU holds, by EXTNAME or IMAGETYP; HSC-style names end in the band."""
+    name = str(header.get("EXTNAME", header.get("IMAGETYP", ""))).strip().upper()
+    for kind, names in _KINDS.items():
+        if name in names:
+            return kind
+    if name.startswith(("PSF", "MODEL", "CHI2")):
+        return "other"
+    return "science" if _NAME.match(name) else "other"
+
+
+def _bands_in_header(header: fits.Header, name: str, *, alone: bool) -> list[tuple[str, int | None]]:
+    """Bands of one science HDU: planes of a cube, or one."""
+    if header["NAXIS"] == 3:
+        letters = str(header.get("BANDS", "")).strip()
+        if len(letters) != header["NAXIS3"]:
+            return []
+        return [(letter, plane) for plane, letter in enumerate(letters)]
+    stated = str(header.get("BAND", header.get("FILTER", ""))).strip()
+    if stated and stated[0] in BANDS + "Z" and (len(stated) == 1 or stated[1] in " ."):
+        return [(_canonical(stated[0]), None)]
+    for candidate in (str(header.get("EXTNAME", "")), name if alone else ""):
+        if match := _NAME.match(candidate):
+            return [(_canonical(match["band"]), None)]
+    return []
+
+
+def _canonical(band: str) -> str:
+    """VIKING's Z is a z band; Y and y stay apart from u, g, r, i, z as y."""
+    return band.lower()
+
+
+def _tile_id(header: fits.Header, name: str, band: str, url: str, *, shared: bool) -> str:
+    if header.get("TILENAME"):
+        return str(header["TILENAME"]).strip()
+    if shared:
+        return name
+    match = _NAME.match(name)
+    stem = match["tile"].strip("_.-") if match and _canonical(match["band"]) == band else name
+    return stem or storage.name_of(url.rsplit("/", 1)[0])
+
+
+def _companion(headers: Mapping[int, fits.Header], science: int, kind: str, plane: int | None) -> int | None:
+    """The weight or mask HDU that belongs to a science HDU: the next of its kind before another science HDU."""
+    for number in sorted(headers):
+        if number > science:
+            if _kind(headers[number]) == "science":
+                return None
+            same = all(headers[number].get(key) == headers[science].get(key) for key in ("NAXIS1", "NAXIS2"))
+            if _kind(headers[number]) == kind and same and (plane is None or headers[number]["NAXIS"] == 3):
+                return number
+    return None
+
+
+def _zero_point(header: fits.Header, given: float | None, where: str) -> float:
+    if str(header.get("BUNIT", "")).strip().lower() in ("nanomaggy", "nanomaggies", "nmgy"):
+        return 22.5
+    for key in _ZERO_POINT_KEYS:
+        if isinstance(header.get(key), (int, float)):
+            return float(header[key])
+    if "SURVEY" in header and "IMAGETYP" in header:  # Legacy Surveys viewer and bricks: nanomaggies
+        return 22.5
+    if given is None:
+        raise InputError(f"{where}: no zero point in the header ({', '.join(_ZERO_POINT_KEYS)}); give --zero-point")
+    return given
+
+
+def _wcs_cards(header: fits.Header, where: str) -> str:
+    celestial_wcs(header, where)
+    cards = [card for card in header.cards if _WCS_CARDS.match(card.keyword)]
+    return str(fits.Header([("NAXIS", 2), *cards]).tostring(endcard=False, padding=False))
+
+
+def _footprint(source: BandSource) -> dict[str, float]:
+    """Scale, centre and radius of the circle around a tile's corners."""
+    wcs = celestial_wcs(fits.Header.fromstring(source.wcs_header), source.url)
+    height, width = source.shape
+    ra, dec = wcs.all_pix2world(
+        [(width - 1) / 2, -0.5, width - 0.5, -0.5, width - 0.5],
+        [(height - 1) / 2, -0.5, -0.5, height - 0.5, height - 0.5],
+        0,
+    )
+    points = unit_vectors(np.asarray(ra), np.asarray(dec))
+    chord = np.linalg.norm(points[1:] - points[0], axis=1).max()
+    return {
+        "pixel_scale_arcsec": pixel_scale_arcsec(wcs),
+        "ra_center": float(ra[0]) % 360.0,
+        "dec_center": float(dec[0]),
+        "radius_deg": float(np.degrees(2 * np.arcsin(min(chord / 2, 1.0)))) * 1.001,
+    }

@@ -1,0 +1,283 @@
+"""`classify`: score every detection of a survey, commit each unit once, and commit the run by its manifest."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+
+from deepshadows import storage
+from deepshadows.outcomes import ExitCode, Failure, HeldError, InputError, Summary
+from deepshadows.run.lease import Lease
+from deepshadows.run.manifest import Manifest, QuarantinedUnit, ScoreObject, manifest_url, read_manifest
+from deepshadows.run.scores import Receipt, committed, read_receipts
+from deepshadows.run.units import Unit, UnitKind
+from deepshadows.schema import Flag, id_field
+from deepshadows.settings import Classify
+from deepshadows.sky.shards import open_shard
+from deepshadows.verbs.classify_plan import Planned, detections_of, plan, read_rows
+from deepshadows.verbs.progress import track
+from deepshadows.verbs.ray_session import ray_session
+from deepshadows.verbs.unit_scoring import UnitScorer
+
+NO_PROGRESS_TIMEOUT_S = 900.0
+TASKS_IN_FLIGHT = 2
+
+
+@dataclass
+class _Tally:
+    """What has been done, by unit."""
+
+    receipts: dict[str, Receipt] = field(default_factory=dict)
+    engines: set[str] = field(default_factory=set)
+    scored_here: int = 0
+
+
+def run(settings: Classify) -> Summary:
+    """Plan, score what is missing, check that every planned row is accounted for, commit.
+
+    Raises
+    ------
+    UsageError
+        Input, checkpoint or output are wrong; nothing was written.
+    HeldError
+        Another driver works on this run or has committed it.
+    """
+    started = time.monotonic()
+    settings = settings.model_copy(
+        update={
+            name: storage.normalise(value)
+            for name in ("input", "output", "detections")
+            if (value := getattr(settings, name)) is not None
+        }
+    )
+    target = settings.output
+    planned = plan(settings, target)
+    if storage.exists(manifest_url(target)):
+        return _summary(target, read_manifest(target), scored_here=0, seconds=0.0)
+    with Lease(target) as lease:
+        tally = _Tally()
+        done = committed(target)
+        for receipt in read_receipts(
+            {unit.unit: done[unit.unit] for unit in planned.units if unit.unit in done}, planned.record.fingerprint
+        ):
+            tally.receipts[receipt.unit] = receipt
+        missing = [unit for unit in planned.units if unit.unit not in tally.receipts]
+        scoring_started = time.monotonic()
+        if missing:
+            with ray_session(settings.address):
+                for receipt in _score(settings, target, planned, missing, tally):
+                    lease.check()
+                    tally.receipts[receipt.unit] = receipt
+        seconds = time.monotonic() - scoring_started
+        lease.check()
+        _write_rejects(target, planned, tally)
+        manifest = _manifest(target, planned, tally, lease.token, seconds)
+        lease.check()
+        if not storage.create(manifest_url(target), manifest.model_dump_json().encode()):
+            raise HeldError(f"{target}: another driver has committed this run")
+    return _summary(target, manifest, scored_here=tally.scored_here, seconds=time.monotonic() - started)
+
+
+@dataclass(frozen=True)
+class _Placement:
+    """How many scorers, and what each takes."""
+
+    scorers: int
+    cpus: float
+    gpus: float
+    threads: int
+    device: str
+
+
+def _place(settings: Classify) -> _Placement:
+    """One scorer a GPU; without GPUs one a node, which leaves a CPU to readers and to Ray where there is one."""
+    resources = ray.cluster_resources()
+    gpus = int(resources.get("GPU", 0))
+    if gpus:
+        scorers = settings.scorers or gpus
+        return _Placement(scorers, 1, min(1.0, gpus / scorers), settings.threads or 1, "cuda")
+    nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    node_cpus = int(max(1, min(cpus for cpus in nodes if cpus)))
+    scorers = settings.scorers or len([cpus for cpus in nodes if cpus])
+    per_node = -(-scorers // len(nodes))
+    return _Placement(
+        scorers, max(1, (node_cpus - 1) // per_node), 0, settings.threads or max(1, node_cpus // per_node), "cpu"
+    )
+
+
+def _score(settings: Classify, target: str, planned: Planned, missing: list[Unit], tally: _Tally) -> Iterator[Receipt]:
+    """Stream units through scorer actors; one receipt each, as they are committed."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
+    placement = _place(settings)
+    scorers = min(placement.scorers, len(missing))
+    dataset = ray.data.from_items([asdict(unit) for unit in missing], override_num_blocks=len(missing)).map(
+        UnitScorer,
+        fn_constructor_args=(
+            settings,
+            target,
+            planned.record.run,
+            planned.record.fingerprint,
+            placement.threads,
+            placement.device,
+        ),
+        compute=ray.data.ActorPoolStrategy(size=scorers, max_tasks_in_flight_per_actor=TASKS_IN_FLIGHT),
+        num_cpus=placement.cpus,
+        num_gpus=placement.gpus,
+    )
+    names = {unit.unit: unit for unit in missing}
+    try:
+        for row in track(dataset.iter_rows(), "scoring units", total=len(missing)):
+            tally.engines.add(row.pop("engine"))
+            receipt = Receipt(**row)
+            assert receipt.unit in names
+            tally.scored_here += 0 if receipt.quarantined else receipt.scored
+            yield receipt
+    except ray.exceptions.RayError as error:
+        raise _cause(error) from error
+
+
+def _cause(error: BaseException) -> Failure:
+    """Our own error inside Ray's, or a failure that names the last line of what happened."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, Failure):
+            return inner
+        cause = getattr(inner, "cause", None)
+        inner = cause if isinstance(cause, BaseException) else inner.__cause__
+    last_line = str(error).strip().splitlines()[-1]
+    return Failure(f"scoring stopped: {last_line}; run the same command again to go on where it stopped")
+
+
+def _rejected(unit: Unit, id_type: pa.DataType) -> pa.Array:
+    """Identifiers of a quarantined unit, where they can still be read."""
+    try:
+        if unit.kind == UnitKind.TILE:
+            return detections_of(unit).object_id
+        if unit.kind == UnitKind.SHARD:
+            return read_rows(open_shard(unit.url), unit.first_row, unit.rows)["object_id"].combine_chunks()
+    except (InputError, OSError, pa.ArrowException):
+        pass  # the unit is quarantined because it cannot be read: its record names object and rows
+    return pa.array([], id_type)
+
+
+def _write_rejects(target: str, planned: Planned, tally: _Tally) -> None:
+    """RUN/rejects.parquet: identifiers of detections off every tile and of quarantined units, with the reason."""
+    id_type = pa.string() if planned.record.id_type == "string" else pa.int64()
+    schema = pa.schema([id_field(id_type), ("unit", pa.string()), ("reason", pa.string())])
+    parts = [schema.empty_table()]
+    for unit in planned.units:
+        receipt = tally.receipts[unit.unit]
+        if unit.kind == UnitKind.UNPLACED:
+            detections = detections_of(unit)
+            reasons = [" ".join(Flag.names(int(flags))) for flags in detections.flags]
+            columns = [detections.object_id, pa.array([unit.unit] * len(reasons)), pa.array(reasons, pa.string())]
+        elif receipt.quarantined:
+            ids = _rejected(unit, id_type).cast(id_type)
+            columns = [
+                ids,
+                pa.array([unit.unit] * len(ids), pa.string()),
+                pa.array([receipt.reason] * len(ids), pa.string()),
+            ]
+        else:
+            continue
+        parts.append(pa.table(columns, schema=schema))
+    sink = io.BytesIO()
+    pq.write_table(pa.concat_tables(parts), sink, compression="zstd")
+    storage.write(storage.join(target, "rejects.parquet"), sink.getvalue())
+
+
+def _manifest(target: str, planned: Planned, tally: _Tally, driver: str, seconds: float) -> Manifest:
+    """Account for every planned unit by what the store holds, not by what actors said."""
+    stored = committed(target)
+    by_unit = {unit.unit: unit for unit in planned.units}
+    good = {key: receipt for key, receipt in tally.receipts.items() if not receipt.quarantined}
+    lost = [key for key in by_unit if key not in tally.receipts or (key in good and key not in stored)]
+    if lost:
+        raise Failure(f"{target}: {len(lost)} units have no score object, e.g. {by_unit[lost[0]].name}; run it again")
+    bad = [receipt for receipt in tally.receipts.values() if receipt.quarantined]
+    counts: Counter[str] = Counter()
+    for receipt in good.values():
+        counts.update(json.loads(receipt.flag_counts))
+    scored = sum(receipt.scored for receipt in good.values())
+    return Manifest(
+        run=planned.record.run,
+        fingerprint=planned.record.fingerprint,
+        driver=driver,
+        settings=planned.record.settings,
+        checkpoint=planned.record.checkpoint,
+        preprocessing=planned.record.preprocessing,
+        engine=", ".join(sorted(tally.engines)) or "none",
+        versions=planned.record.versions,
+        id_type=planned.record.id_type,
+        units_planned=len(planned.units),
+        units_done=len(good),
+        units_quarantined=len(bad),
+        rows_planned=planned.record.rows_planned,
+        rows_scored=scored,
+        rows_unscored=sum(receipt.rows for receipt in good.values()) - scored,
+        rows_quarantined=sum(receipt.rows for receipt in bad),
+        flag_counts=dict(counts),
+        seconds=seconds,
+        scores=tuple(
+            ScoreObject(
+                url=storage.relative(stored[key].url, target),
+                size_bytes=stored[key].size_bytes,
+                etag=stored[key].etag,
+                rows=receipt.rows,
+            )
+            for key, receipt in sorted(good.items())
+        ),
+        quarantined=tuple(
+            QuarantinedUnit(
+                unit=receipt.unit,
+                object=by_unit[receipt.unit].name,
+                rows=receipt.rows,
+                reason=receipt.reason,
+            )
+            for receipt in sorted(bad, key=lambda receipt: receipt.unit)
+        ),
+    )
+
+
+def _summary(target: str, manifest: Manifest, *, scored_here: int, seconds: float) -> Summary:
+    rate = scored_here / seconds if seconds else 0.0
+    figures: dict[str, Any] = {
+        "rows_planned": manifest.rows_planned,
+        "rows_scored": manifest.rows_scored,
+        "rows_unscored": manifest.rows_unscored,
+        "rows_quarantined": manifest.rows_quarantined,
+        "units_planned": manifest.units_planned,
+        "units_done": manifest.units_done,
+        "units_quarantined": manifest.units_quarantined,
+        "rows_scored_here": scored_here,
+        "images_per_s": round(manifest.rows_scored / manifest.seconds, 1) if scored_here and manifest.seconds else None,
+        "engine": manifest.engine,
+    }
+    text = [
+        f"{manifest.rows_planned} rows = {manifest.rows_scored} scored + {manifest.rows_unscored} unscored "
+        f"+ {manifest.rows_quarantined} quarantined, in {manifest.units_planned} units",
+        f"scored here: {scored_here} at {rate:.0f}/s ({manifest.engine})"
+        if scored_here
+        else "nothing was left to score: the run is complete",
+    ]
+    flags = ", ".join(f"{name} {count}" for name, count in sorted(manifest.flag_counts.items()))
+    if flags:
+        text.append(f"flags: {flags}")
+    text.extend(f"quarantined: {unit.object}: {unit.reason}" for unit in manifest.quarantined[:20])
+    if len(manifest.quarantined) > 20:
+        text.append(f"... and {len(manifest.quarantined) - 20} more in {target}/quarantine/")
+    exit_code = ExitCode.EXCEPTIONS if manifest.quarantined else ExitCode.DONE
+    return Summary(verb="classify", output=target, exit_code=exit_code, figures=figures, text=tuple(text))

@@ -1,0 +1,207 @@
+"""One work unit from pixels to its committed score object, inside a scorer actor. Imports no Ray itself.
+
+A reader thread fills a bounded queue while the network works: pixels never cross the object store.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from deepshadows import storage
+from deepshadows.model.card import Card
+from deepshadows.model.scorer import Scorer, load_scorer
+from deepshadows.outcomes import InputError, StorageError
+from deepshadows.run.scores import commit, first_occurrences, quarantine, score_table
+from deepshadows.run.units import Unit, UnitKind
+from deepshadows.schema import Flag, is_fatal
+from deepshadows.settings import Classify
+from deepshadows.sky.cutouts import Geometry, bring_to_field, cut
+from deepshadows.sky.shards import Cutouts, cutouts_from_table, open_shard
+from deepshadows.sky.tiles import BandSource, TileFiles, read_tile
+from deepshadows.verbs.classify_plan import card_geometry, detections_of, row_groups
+
+QUEUED_PARTS = 3
+"""Parts of about 1000 images (12 MB) that wait between reader and network: what bounds an actor's memory."""
+CUT_ROWS = 1024
+RETRY_WAIT_S = 0.5
+
+
+class UnitScorer:
+    """Scores and commits units; one an actor, constructed where it runs."""
+
+    def __init__(self, settings: Classify, run: str, run_id: str, fingerprint: str, threads: int, device: str) -> None:
+        self._settings = settings
+        self._run, self._run_id, self._fingerprint = run, run_id, fingerprint
+        self._scorer = load_scorer(
+            settings.checkpoint,
+            precision=settings.precision,
+            batch_size=settings.batch_size,
+            threads=threads,
+            device=device,
+        )
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Score one unit of the plan; a unit that cannot be read after retries is quarantined with its reason."""
+        unit = Unit(**row)
+        reason = ""
+        for attempt in range(self._settings.retries + 1):
+            if attempt:
+                time.sleep(RETRY_WAIT_S * 2**attempt)
+            try:
+                table = score_unit(unit, self._scorer, self._settings, self._run_id)
+            except InputError as error:
+                reason = str(error)
+                break
+            except StorageError as error:
+                reason = str(error)
+                continue
+            receipt = commit(self._run, unit, table, self._fingerprint)
+            return {**asdict(receipt), "engine": self._scorer.engine}
+        receipt = quarantine(self._run, unit, reason)
+        return {**asdict(receipt), "engine": self._scorer.engine}
+
+
+def score_unit(unit: Unit, scorer: Scorer, settings: Classify, run_id: str) -> pa.Table:
+    """The score table of one unit.
+
+    Raises
+    ------
+    InputError, StorageError
+        The unit cannot be read.
+    """
+    parts: list[Cutouts] = []
+    logits: list[NDArray[np.float32]] = []
+    for part in _ahead(_parts_of(unit, scorer.card, settings)):
+        part_logits = np.zeros(len(part), np.float32)
+        usable = ~is_fatal(part.flags)
+        if usable.all():
+            part_logits = scorer.logits(part.images)
+        elif usable.any():
+            part_logits[usable] = scorer.logits(part.images[usable])
+        logits.append(part_logits)
+        parts.append(replace(part, images=part.images[:0]))
+    object_id = pa.concat_arrays([part.object_id for part in parts])
+    flags: NDArray[np.int32] = np.concatenate([part.flags for part in parts])
+    logit = np.concatenate(logits)
+    flags[~first_occurrences(object_id)] |= Flag.DUPLICATE_ID.bit
+    flags[~np.isfinite(logit)] |= Flag.BAD_SCORE.bit
+    return score_table(
+        object_id,
+        np.concatenate([part.ra for part in parts]),
+        np.concatenate([part.dec for part in parts]),
+        logit,
+        scorer.card.probabilities(logit),
+        flags,
+        unit=unit.unit,
+        run=run_id,
+    )
+
+
+def _parts_of(unit: Unit, card: Card, settings: Classify) -> Iterator[Cutouts]:
+    """Cut-outs of a unit, about a thousand at a time."""
+    geometry = card_geometry(card)
+    if unit.kind == UnitKind.UNREADABLE:
+        raise InputError(unit.source)
+    if unit.kind == UnitKind.SHARD:
+        return _shard_parts(unit, geometry, settings)
+    if unit.kind == UnitKind.TILE:
+        return _tile_parts(unit, geometry)
+    return _unplaced_parts(unit, geometry)
+
+
+def _shard_parts(unit: Unit, geometry: Geometry, settings: Classify) -> Iterator[Cutouts]:
+    if storage.stat(unit.url).etag != unit.etag:
+        raise InputError(f"{unit.url}: changed since the run was planned; give another --output")
+    file = open_shard(unit.url)
+    try:
+        for table in row_groups(file, unit.first_row, unit.rows):
+            part = cutouts_from_table(table, unit.url)
+            if settings.fov_arcsec is None and part.fov_arcsec != geometry.fov_arcsec:
+                images, flags = bring_to_field(part.images, np.full(len(part), part.fov_arcsec), geometry)
+                part = replace(part, images=images, flags=part.flags | flags)
+            yield part
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{unit.url}: corrupt shard: {error}") from error
+
+
+def _tile_parts(unit: Unit, geometry: Geometry) -> Iterator[Cutouts]:
+    bands = {
+        band: BandSource(**{**source, "shape": tuple(source["shape"])})
+        for band, source in json.loads(unit.source).items()
+    }
+    if any(band not in bands for band in geometry.bands):
+        yield from _unplaced_parts(unit, geometry, Flag.MISSING_BAND.bit)
+        return
+    detections = detections_of(unit)
+    tile = read_tile(TileFiles(unit.tile, bands), geometry.bands)
+    for start in range(0, len(detections), CUT_ROWS):
+        rows = slice(start, start + CUT_ROWS)
+        stack = cut(tile, detections.ra[rows], detections.dec[rows], geometry)
+        yield Cutouts(
+            object_id=detections.object_id[rows],
+            ra=detections.ra[rows],
+            dec=detections.dec[rows],
+            images=stack.images,
+            flags=stack.flags | detections.flags[rows],
+            fov_arcsec=geometry.fov_arcsec,
+            stretch=geometry.stretch.name,
+        )
+
+
+def _unplaced_parts(unit: Unit, geometry: Geometry, flag: int = 0) -> Iterator[Cutouts]:
+    """Rows without pixels: they keep their place, with a fatal flag."""
+    detections = detections_of(unit)
+    yield Cutouts(
+        object_id=detections.object_id,
+        ra=detections.ra,
+        dec=detections.dec,
+        images=np.zeros((len(detections), geometry.size_pix, geometry.size_pix, len(geometry.bands)), np.uint8),
+        flags=detections.flags | np.int32(flag),
+        fov_arcsec=geometry.fov_arcsec,
+        stretch=geometry.stretch.name,
+    )
+
+
+def _ahead(parts: Iterator[Cutouts]) -> Iterator[Cutouts]:
+    """Run an iterator in a thread, at most `QUEUED_PARTS` ahead; its exception is raised here."""
+    waiting: queue.Queue[Cutouts | BaseException | None] = queue.Queue(QUEUED_PARTS)
+    stop = threading.Event()
+
+    def offer(item: Cutouts | BaseException | None) -> bool:
+        while not stop.is_set():
+            try:
+                waiting.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def fill() -> None:
+        try:
+            for part in parts:
+                if not offer(part):
+                    return
+            offer(None)
+        except BaseException as error:  # noqa: BLE001 -- handed to the consumer, which raises it
+            offer(error)
+
+    thread = threading.Thread(target=fill, name="reader", daemon=True)
+    thread.start()
+    try:
+        while (item := waiting.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()

@@ -76,6 +76,9 @@ class Detect(Cluster, TileReading):
     cuts: Literal["none", "des"] = Field("none", description="Parent-sample cuts; rejects are counted.")
     threshold_sigma: Annotated[float, Field(gt=0)] = Field(1.5, description="Threshold per pixel, in sigma.")
     min_area_pix: Positive = Field(20, description="Smallest number of connected pixels.")
+    seeing_arcsec: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="FWHM of the PSF in i; without it, that of each tile's stars."
+    )
 
 
 class Columns(Settings):
@@ -114,6 +117,8 @@ class Recipe(Settings):
     validation_fraction: Probability = Field(0.15, description="Share of sky blocks held out to validate.")
     split: Literal["sky", "random"] = Field("sky", description="Split by blocks of sky, or at random as the paper.")
     threads: NotNegative = Field(0, description="CPU threads of a worker; 0 shares the cores out evenly.")
+    fov_arcsec: Annotated[float, Field(gt=0)] = Field(33.5, description="Field of view that the cut-outs must have.")
+    stretch: str = Field("des-1", description="Stretch that the cut-outs must have.")
 
 
 class Train(Cluster):

@@ -70,7 +70,7 @@ def claim_directory(record: RunRecord, run: str) -> bool:
 
 
 def check_directory(run: str) -> None:
-    """Refuse a directory that holds something else, or a store that does not honour If-None-Match."""
+    """Refuse a directory that holds something else."""
     known = (
         "run.json",
         "manifest.json",
@@ -85,6 +85,10 @@ def check_directory(run: str) -> None:
     foreign = [entry.url for entry in entries if storage.relative(entry.url, run).split("/")[0] not in known]
     if foreign:
         raise UsageError(f"{run}: not a run directory (it holds {foreign[0]}); give another --output")
+
+
+def check_fencing(run: str) -> None:
+    """Refuse a store that does not honour If-None-Match: it could not tell two drivers apart."""
     canary = storage.join(run, ".canary")
     storage.create(canary, b"1")
     if storage.create(canary, b"2"):

@@ -12,6 +12,8 @@ from deepshadows.outcomes import InputError
 from deepshadows.sky.tile_index import unit_vectors
 
 LSBG, ARTIFACT, AMBIGUOUS = 1, 0, -1
+OWN_RADII = 1.5
+"""Further detections within this many half-light radii of an LSBG are its own pieces."""
 
 
 def label_by_truth(
@@ -24,7 +26,8 @@ def label_by_truth(
     ra, dec : float64 (N,)
         ICRS degrees, finite.
     truth : pa.Table
-        Columns ra, dec (degrees) and label (1 for an LSBG); other rows are passed over.
+        Columns ra, dec (degrees), label (1 for an LSBG; other rows are passed over) and, where known,
+        r_eff_arcsec.
     radius_arcsec : float
         Largest distance of a match.
 
@@ -32,7 +35,12 @@ def label_by_truth(
     -------
     int8 (N,)
         1 for the detection nearest to an LSBG within the radius (of equal distances the first), -1 for further
-        detections within that radius of any LSBG, else 0.
+        detections within that radius, or within 1.5 half-light radii, of any LSBG, else 0.
+
+    Raises
+    ------
+    InputError
+        The truth table lacks ra, dec or label.
     """
     if missing := [name for name in ("ra", "dec", "label") if name not in truth.column_names]:
         raise InputError(f"the truth table has no column {', '.join(missing)}")
@@ -40,14 +48,29 @@ def label_by_truth(
     true = truth.filter(pc.equal(truth["label"], LSBG))
     if not len(ra) or not true.num_rows:
         return labels
-    chord = 2 * np.sin(np.deg2rad(radius_arcsec / 3600) / 2)
     points = unit_vectors(ra, dec)
     lsbgs = unit_vectors(true["ra"].to_numpy(), true["dec"].to_numpy())
-    for centre, near in zip(lsbgs, cKDTree(points).query_ball_point(lsbgs, chord), strict=True):
+    radius, reach = _chord(np.array(radius_arcsec)), _chord(_reach_arcsec(true, radius_arcsec))
+    for centre, near in zip(lsbgs, cKDTree(points).query_ball_point(lsbgs, reach), strict=True):
         if not near:
             continue
         near = np.sort(near)
-        nearest = near[np.argmin(np.sum((points[near] - centre) ** 2, axis=1))]
+        distance = np.linalg.norm(points[near] - centre, axis=1)
+        nearest = int(np.argmin(distance))
         labels[near[labels[near] == ARTIFACT]] = AMBIGUOUS
-        labels[nearest] = LSBG
+        if distance[nearest] <= radius:
+            labels[near[nearest]] = LSBG
     return labels
+
+
+def _chord(angle_arcsec: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Distance of two points on the unit sphere."""
+    return np.asarray(2 * np.sin(np.deg2rad(angle_arcsec / 3600) / 2))
+
+
+def _reach_arcsec(true: pa.Table, radius_arcsec: float) -> NDArray[np.float64]:
+    """How far an LSBG claims detections, shape (M,)."""
+    if "r_eff_arcsec" not in true.column_names:
+        return np.full(true.num_rows, radius_arcsec)
+    size = np.nan_to_num(true["r_eff_arcsec"].cast(pa.float64()).to_numpy())
+    return np.asarray(np.maximum(OWN_RADII * size, radius_arcsec))

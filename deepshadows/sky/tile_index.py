@@ -21,7 +21,7 @@ from deepshadows.sky.tiles import BandSource, TileFiles, celestial_wcs, open_fit
 
 FITS_SUFFIXES = (".fits", ".fits.fz", ".fits.gz", ".fit", ".fz")
 BANDS = "ugrizyY"
-_NAME = re.compile(rf"^(?P<tile>.*?)[_.-]?(?P<band>[{BANDS}Z])(?:[_.-](?:sci|image|nobkg))?$", re.IGNORECASE)
+_NAME = re.compile(rf"^(?:(?P<tile>.+)[_.-])?(?P<band>[{BANDS}Z])(?:[_.-](?:sci|image|nobkg))?$", re.IGNORECASE)
 _ZERO_POINT_KEYS = ("MAGZERO", "MAGZPT", "ZEROPT", "MAGZP", "PHOTZP")
 _KINDS = {
     "science": ("SCI", "IMAGE", "COMPRESSED_IMAGE", "PRIMARY", ""),
@@ -278,7 +278,7 @@ def _tile_id(header: fits.Header, name: str, band: str, url: str, *, shared: boo
     if shared:
         return name
     match = _NAME.match(name)
-    stem = match["tile"].strip("_.-") if match and _canonical(match["band"]) == band else name
+    stem = match["tile"] if match and _canonical(match["band"]) == band else name
     return stem or storage.name_of(url.rsplit("/", 1)[0])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import ray
 import ray.data
 
 from deepshadows import storage
-from deepshadows.outcomes import ExitCode, Failure, HeldError, InputError, Summary
+from deepshadows.outcomes import ExitCode, Failure, HeldError, InputError, StorageError, Summary
 from deepshadows.run.lease import Lease
 from deepshadows.run.manifest import Manifest, QuarantinedUnit, ScoreObject, manifest_url, read_manifest
 from deepshadows.run.scores import Receipt, committed, read_receipts
@@ -120,6 +121,7 @@ def _score(settings: Classify, target: str, planned: Planned, missing: list[Unit
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
     placement = _place(settings)
     scorers = min(placement.scorers, len(missing))
@@ -140,25 +142,16 @@ def _score(settings: Classify, target: str, planned: Planned, missing: list[Unit
     names = {unit.unit: unit for unit in missing}
     try:
         for row in track(dataset.iter_rows(), "scoring units", total=len(missing)):
+            if failure := row.pop("failure"):
+                raise StorageError(f"{failure}; mend it and run the same command again to go on")
             tally.engines.add(row.pop("engine"))
             receipt = Receipt(**row)
             assert receipt.unit in names
             tally.scored_here += 0 if receipt.quarantined else receipt.scored
             yield receipt
     except ray.exceptions.RayError as error:
-        raise _cause(error) from error
-
-
-def _cause(error: BaseException) -> Failure:
-    """Our own error inside Ray's, or a failure that names the last line of what happened."""
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, Failure):
-            return inner
-        cause = getattr(inner, "cause", None)
-        inner = cause if isinstance(cause, BaseException) else inner.__cause__
-    last_line = str(error).strip().splitlines()[-1]
-    return Failure(f"scoring stopped: {last_line}; run the same command again to go on where it stopped")
+        last_line = str(error).strip().splitlines()[-1]
+        raise Failure(f"scoring stopped: {last_line}; run the same command again to go on") from error
 
 
 def _rejected(unit: Unit, id_type: pa.DataType) -> pa.Array:
@@ -167,8 +160,10 @@ def _rejected(unit: Unit, id_type: pa.DataType) -> pa.Array:
         if unit.kind == UnitKind.TILE:
             return detections_of(unit).object_id
         if unit.kind == UnitKind.SHARD:
-            return read_rows(open_shard(unit.url), unit.first_row, unit.rows)["object_id"].combine_chunks()
-    except (InputError, OSError, pa.ArrowException):
+            return read_rows(open_shard(unit.url), unit.first_row, unit.rows, ["object_id"])[
+                "object_id"
+            ].combine_chunks()
+    except (InputError, StorageError, OSError, pa.ArrowException):
         pass  # the unit is quarantined because it cannot be read: its record names object and rows
     return pa.array([], id_type)
 

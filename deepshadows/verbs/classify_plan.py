@@ -83,8 +83,8 @@ def plan(settings: Classify, run: str) -> Planned:
         rows_planned=sum(unit.rows for unit in units),
         versions=run_record.software_versions(),
     )
-    existing = run_record.read_record(run)
-    if existing is None:
+    if run_record.read_record(run) is None:
+        run_record.check_fencing(run)
         if detections is not None:
             storage.write(_detections_url(run), detections)
         write_plan(run, units)
@@ -213,17 +213,19 @@ def detections_of(unit: Unit) -> Detections:
     )
 
 
-def row_groups(file: pq.ParquetFile, first_row: int, rows: int) -> Iterator[pa.Table]:
+def row_groups(file: pq.ParquetFile, first_row: int, rows: int, columns: list[str] | None = None) -> Iterator[pa.Table]:
     """The wanted rows, one row group after the other."""
     start = 0
     for number in range(file.metadata.num_row_groups):
         count = file.metadata.row_group(number).num_rows
         low, high = max(first_row, start), min(first_row + rows, start + count)
         if low < high:
-            yield file.read_row_group(number).slice(low - start, high - low)
+            yield file.read_row_group(number, columns).slice(low - start, high - low)
         start += count
 
 
-def read_rows(file: pq.ParquetFile, first_row: int, rows: int) -> pa.Table:
+def read_rows(file: pq.ParquetFile, first_row: int, rows: int, columns: list[str] | None = None) -> pa.Table:
     """The wanted rows as one table."""
-    return pa.concat_tables([file.schema_arrow.empty_table(), *row_groups(file, first_row, rows)])
+    names = columns or file.schema_arrow.names
+    empty = pa.schema([file.schema_arrow.field(name) for name in names]).empty_table()
+    return pa.concat_tables([empty, *row_groups(file, first_row, rows, columns)])

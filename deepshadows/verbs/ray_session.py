@@ -9,6 +9,9 @@ from collections.abc import Iterator
 
 from deepshadows.outcomes import Failure
 
+OBJECT_STORE_BYTES = 1 << 30
+"""Of a Ray that we start ourselves: only plans, receipts and a tile's detections pass through it."""
+
 
 @contextlib.contextmanager
 def ray_session(address: str | None) -> Iterator[None]:
@@ -16,6 +19,7 @@ def ray_session(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side writes past log_to_driver
     import ray
 
     if ray.is_initialized():
@@ -29,6 +33,7 @@ def ray_session(address: str | None) -> Iterator[None]:
             ray.init(
                 address="local",
                 include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 configure_logging=True,

@@ -9,9 +9,10 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,7 @@ from deepshadows import storage
 from deepshadows.model.card import Card
 from deepshadows.model.scorer import Scorer, load_scorer
 from deepshadows.outcomes import InputError, StorageError
-from deepshadows.run.scores import commit, first_occurrences, quarantine, score_table
+from deepshadows.run.scores import Receipt, commit, first_occurrences, quarantine, score_table
 from deepshadows.run.units import Unit, UnitKind
 from deepshadows.schema import Flag, is_fatal
 from deepshadows.settings import Classify
@@ -39,7 +40,7 @@ RETRY_WAIT_S = 0.5
 class UnitScorer:
     """Scores and commits units; one an actor, constructed where it runs."""
 
-    def __init__(self, settings: Classify, run: str, run_id: str, fingerprint: str, threads: int, device: str) -> None:
+    def __init__(self, settings: Classify, run: str, run_id: str, fingerprint: str, threads: int, device: Literal["cpu", "cuda"]) -> None:
         self._settings = settings
         self._run, self._run_id, self._fingerprint = run, run_id, fingerprint
         self._scorer = load_scorer(
@@ -51,7 +52,10 @@ class UnitScorer:
         )
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Score one unit of the plan; a unit that cannot be read after retries is quarantined with its reason."""
+        """Score one unit of the plan; one that cannot be read after retries is quarantined with its reason.
+
+        What the store refuses to take comes back as `failure`, since Ray would lose the type of an exception.
+        """
         unit = Unit(**row)
         reason = ""
         for attempt in range(self._settings.retries + 1):
@@ -65,10 +69,16 @@ class UnitScorer:
             except StorageError as error:
                 reason = str(error)
                 continue
-            receipt = commit(self._run, unit, table, self._fingerprint)
-            return {**asdict(receipt), "engine": self._scorer.engine}
-        receipt = quarantine(self._run, unit, reason)
-        return {**asdict(receipt), "engine": self._scorer.engine}
+            return self._report(unit, partial(commit, self._run, unit, table, self._fingerprint))
+        return self._report(unit, partial(quarantine, self._run, unit, reason))
+
+    def _report(self, unit: Unit, write: Callable[[], Receipt]) -> dict[str, Any]:
+        failure = ""
+        try:
+            receipt = write()
+        except StorageError as error:
+            receipt, failure = Receipt(unit=unit.unit, rows=0, scored=0), str(error)
+        return {**asdict(receipt), "engine": self._scorer.engine, "failure": failure}
 
 
 def score_unit(unit: Unit, scorer: Scorer, settings: Classify, run_id: str) -> pa.Table:

@@ -1,0 +1,85 @@
+"""Reads the score objects of finished runs and checks them against what the run's manifest says. No Ray, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from deepshadows import storage
+from deepshadows.catalog.healpix import is_placed, spatial_index
+from deepshadows.outcomes import InputError
+from deepshadows.schema import score_schema
+
+FINGERPRINT_KEY = b"deepshadows.fingerprint"
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreSource:
+    """One score object as its run's manifest states it."""
+
+    url: str
+    size_bytes: int
+    rows: int
+    fingerprint: str
+    id_type: str
+
+
+def arrow_id_type(name: str) -> pa.DataType:
+    """The Arrow type of `object_id`; `name` is int64 or string."""
+    return {"int64": pa.int64(), "string": pa.string()}[name]
+
+
+def in_chunks(sources: list[ScoreSource], chunk_rows: int) -> list[list[ScoreSource]]:
+    """Consecutive objects of at most `chunk_rows` together, or a single larger one."""
+    chunks: list[list[ScoreSource]] = []
+    room = 0
+    for source in sources:
+        if not chunks or source.rows > room:
+            chunks.append([])
+            room = chunk_rows
+        chunks[-1].append(source)
+        room -= source.rows
+    return chunks
+
+
+def read_scores(source: ScoreSource, columns: list[str] | None = None) -> pa.Table:
+    """Rows of one score object, all columns or some.
+
+    Raises
+    ------
+    InputError
+        The object is damaged, or is not the one that the run committed.
+    """
+    with storage.open_arrow(source.url) as file:
+        if file.size() != source.size_bytes:
+            raise InputError(_changed(source, f"{file.size()} bytes, the manifest says {source.size_bytes}"))
+        try:
+            parquet = pq.ParquetFile(file)
+            table = parquet.read(columns)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(_changed(source, f"it cannot be read ({error})")) from error
+    footer = parquet.schema_arrow.metadata or {}
+    if footer.get(FINGERPRINT_KEY, b"").decode() != source.fingerprint:
+        raise InputError(_changed(source, "it belongs to another run"))
+    if table.num_rows != source.rows:
+        raise InputError(_changed(source, f"{table.num_rows} rows, the manifest says {source.rows}"))
+    wanted = score_schema(arrow_id_type(source.id_type))
+    wanted = pa.schema([wanted.field(name) for name in columns]) if columns else wanted
+    if not table.schema.equals(wanted):
+        raise InputError(_changed(source, f"its columns are {table.schema.to_string(show_field_metadata=False)}"))
+    return table.cast(wanted)
+
+
+def _changed(source: ScoreSource, how: str) -> str:
+    return f"{source.url}: not the score object that its run committed: {how}; classify again into a new run"
+
+
+def placed_index(table: pa.Table) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Which rows have a place on the sky, shape (N,), and `_healpix_29` of those that have, shape (placed,)."""
+    ra, dec = (table[name].fill_null(np.nan).to_numpy() for name in ("ra", "dec"))
+    placed = is_placed(ra, dec, table["flags"].to_numpy())
+    return placed, spatial_index(ra[placed], dec[placed])

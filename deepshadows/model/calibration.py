@@ -1,0 +1,71 @@
+"""From logits to probabilities that mean what they say. numpy and scikit-learn; no torch, no Ray."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+
+from deepshadows.model.card import Calibration
+
+ECE_BINS = 15
+SMALLEST = 1e-12
+"""Probabilities are kept this far from 0 and 1 before odds are taken."""
+
+
+def fit_platt(logits: NDArray[np.float32], labels: NDArray[np.int8]) -> Calibration:
+    """Slope and intercept that make p_lsbg calibrated at a prevalence of 0.5 (Platt 1999).
+
+    Classes are weighted to equal shares. Targets are Platt's (N+1)/(N+2) instead of 1, and 1/(N+2) instead of 0, so
+    that separable classes, too, give finite values.
+
+    Parameters
+    ----------
+    logits : float32 (N,)
+    labels : int8 (N,)
+        0 or 1; both must occur.
+    """
+    positive = labels == 1
+    counts = np.array([np.count_nonzero(~positive), np.count_nonzero(positive)])
+    target = np.where(positive, (counts[1] + 1) / (counts[1] + 2), 1 / (counts[0] + 2))
+    weight = np.where(positive, 0.5 / counts[1], 0.5 / counts[0]) * len(labels)
+    x = np.tile(logits.astype(np.float64), 2)[:, None]
+    y = np.repeat([1, 0], len(labels))
+    model = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000)
+    model.fit(x, y, sample_weight=np.concatenate([weight * target, weight * (1 - target)]))
+    return Calibration(slope=float(model.coef_[0, 0]), intercept=float(model.intercept_[0]))
+
+
+def expected_calibration_error(probabilities: NDArray[np.floating], labels: NDArray[np.int8]) -> float:
+    """Mean distance between predicted probability and observed share over 15 equal bins, weighted by rows."""
+    bins = ece_bins(probabilities)
+    gap = np.bincount(bins, weights=probabilities - labels, minlength=ECE_BINS)
+    return float(np.abs(gap).sum() / len(labels))
+
+
+def ece_bins(probabilities: NDArray[np.floating]) -> NDArray[np.intp]:
+    """Bin of each probability, shape (N,)."""
+    return np.minimum((probabilities * ECE_BINS).astype(np.intp), ECE_BINS - 1)
+
+
+def at_prevalence(
+    probabilities: NDArray[np.floating], prevalence: float, calibrated_at: float = 0.5
+) -> NDArray[np.float64]:
+    """Probabilities for a sample with another share of LSBGs than the one they are calibrated at.
+
+    Parameters
+    ----------
+    probabilities : float (N,)
+        NaN stays NaN.
+    prevalence, calibrated_at : float
+        Shares of LSBGs, in (0, 1).
+
+    Returns
+    -------
+    float64 (N,)
+        The posterior odds times the ratio of the prior odds.
+    """
+    p = np.clip(probabilities.astype(np.float64), SMALLEST, 1 - SMALLEST)
+    ratio = prevalence / (1 - prevalence) * (1 - calibrated_at) / calibrated_at
+    odds = p / (1 - p) * ratio
+    return np.asarray(odds / (1 + odds))

@@ -1,0 +1,141 @@
+"""A checkpoint made ready to score images: the engine is chosen, and checked against the reference, at load. No Ray."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from deepshadows.model import checkpoint, engines
+from deepshadows.model.card import Card
+from deepshadows.model.engines import CudaEngine, Engine, EngineUnavailableError
+from deepshadows.outcomes import InputError
+
+PROBE_IMAGES = 64
+MOST_DIFFERENCE = 0.02
+"""Of p_lsbg between a fast engine and the reference, on each probe image (DESIGN.md section 5)."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A network with its card; `engine` is recorded with the scores."""
+
+    card: Card
+    engine: str
+    _run: Engine
+
+    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Logits of a batch of any size.
+
+        Parameters
+        ----------
+        images : uint8 (N, 64, 64, 3)
+            R, G, B = z, r, g, in the card's field and stretch.
+
+        Returns
+        -------
+        float32 (N,)
+            With exact precision each value depends on its own image alone, bit for bit.
+
+        Raises
+        ------
+        InputError
+            The images have another shape or dtype.
+        """
+        if images.dtype != np.uint8 or images.shape[1:] != (64, 64, 3):
+            raise InputError(f"images are {images.dtype} {images.shape}; the network takes uint8 (N, 64, 64, 3)")
+        return self._run.logits(images)
+
+
+def load_scorer(
+    url: str,
+    *,
+    precision: Literal["exact", "fast"],
+    batch_size: int = 256,
+    threads: int = 2,
+    device: Literal["cpu", "cuda"] | None = None,
+) -> Scorer:
+    """Read the checkpoint in folder `url` and choose how to run it.
+
+    Parameters
+    ----------
+    precision : {"exact", "fast"}
+        exact is the fp32 reference. fast takes the first engine that this machine has and that agrees with the
+        reference on the probe; where none does, the reference, with the reason in `Scorer.engine`.
+    batch_size : int
+        Images in one call of a fast engine; the reference has a batch of its own.
+    device : {"cpu", "cuda"}, optional
+        Without it, CUDA where there is a device.
+
+    Raises
+    ------
+    InputError
+        The checkpoint cannot be used; see `checkpoint.load`.
+    EngineUnavailableError
+        CUDA was asked for and there is none.
+    """
+    net, card = checkpoint.load(url)
+    on_cuda = (device or ("cuda" if torch.cuda.is_available() else "cpu")) == "cuda"
+    builders: list[Callable[[], Engine]] = [
+        lambda: engines.folded_cpu(net, torch.bfloat16, batch_size=batch_size, threads=threads),
+        lambda: engines.folded_cpu(net, torch.float32, batch_size=batch_size, threads=threads),
+    ]
+    reference = engines.exact_cpu(net, threads=threads)
+    slow: Engine = CudaEngine(net, exact=True, batch_size=batch_size) if on_cuda else reference
+    if precision == "exact":
+        return Scorer(card, slow.name, slow)
+    if on_cuda:
+        builders = [lambda: CudaEngine(net, exact=False, batch_size=batch_size)]
+    return choose(card, builders, reference, slow)
+
+
+def choose(card: Card, builders: Sequence[Callable[[], Engine]], reference: Engine, slow: Engine) -> Scorer:
+    """The first engine that can be built here and agrees with `reference`; where none does, `slow`.
+
+    Parameters
+    ----------
+    builders : sequence of callables
+        Each makes an engine, or raises `EngineUnavailableError`.
+    """
+    refused = []
+    for build in builders:
+        try:
+            engine = build()
+        except EngineUnavailableError as error:
+            refused.append(str(error))
+            continue
+        difference = probe(card, engine, reference)
+        if difference <= MOST_DIFFERENCE:
+            return Scorer(card, engine.name, engine)
+        refused.append(f"{engine.name} differs from the reference by {difference:.3f} in p_lsbg")
+    reasons = "; ".join(refused)
+    warnings.warn(f"no fast engine can be used here: {reasons}; scoring with {slow.name}", stacklevel=3)
+    return Scorer(card, f"{slow.name} (instead of fast: {reasons})", slow)
+
+
+def probe(card: Card, engine: Engine, reference: Engine) -> float:
+    """Largest difference in p_lsbg between two engines on the probe images; infinite if one is not finite."""
+    images = probe_images()
+    difference = np.abs(card.probabilities(engine.logits(images)) - card.probabilities(reference.logits(images)))
+    return float(difference.max()) if np.isfinite(difference).all() else np.inf
+
+
+def probe_images() -> NDArray[np.uint8]:
+    """uint8 (64, 64, 64, 3): blank sky, smudges from faint to saturated, off-centre ones, noise; always the same."""
+    rng = np.random.default_rng(20_210_101)
+    rows, columns = np.mgrid[:64, :64]
+    images = rng.normal(32.0, 6.0, (PROBE_IMAGES, 64, 64, 3))
+    for number, image in enumerate(images):
+        centre = rng.uniform(22, 42, 2) if number % 2 else (31.5, 31.5)
+        width = rng.uniform(1.5, 12)
+        brightness = np.geomspace(2, 400, PROBE_IMAGES)[number] * rng.uniform(0.6, 1.0, 3)
+        radius2 = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2
+        image += np.exp(-0.5 * radius2 / width**2)[:, :, None] * brightness
+    images[-4:] = rng.uniform(0, 255, images[-4:].shape)
+    images[0] = 32.0
+    return np.clip(np.rint(images), 0, 255).astype(np.uint8)

@@ -1,0 +1,129 @@
+"""`quickstart`: a small simulated survey from sky to catalogue, judged against its truth. Each step is a verb."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from rich.console import Console
+
+from deepshadows import settings, storage
+from deepshadows.catalog.collection import read_current
+from deepshadows.model.card import CARD_NAME, read_card
+from deepshadows.outcomes import Summary
+from deepshadows.sky.cutouts import cut
+from deepshadows.sky.detections import read_table
+from deepshadows.sky.matching import label_by_truth
+from deepshadows.sky.tile_index import scan_tiles
+from deepshadows.sky.tiles import read_tile
+from deepshadows.verbs import classify, detect, evaluate, pictures, publish, simulate, train
+from deepshadows.verbs.classify_plan import card_geometry
+from deepshadows.verbs.ray_session import ray_session
+
+TRAINING_CUTOUTS = 700
+"""Of each class: what 4 minutes on 2 cores allow."""
+SURVEY_TILES = 4
+SURVEY_SEED_OFFSET = 1_000_000
+"""The survey is drawn from other seeds than the training sky: nothing is judged on what was trained on."""
+MATCH_ARCSEC = 3.0
+SHOWN = 10
+PICTURED = 24
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where everything is."""
+
+    root: str
+
+    def __getitem__(self, name: str) -> str:
+        return storage.join(self.root, name)
+
+
+def run(wanted: settings.Quickstart) -> Summary:
+    """Simulate, train, detect, classify, publish, and compare with the truth."""
+    started = time.monotonic()
+    places = _Places(storage.normalise(wanted.output))
+    with ray_session(wanted.address):
+        checkpoint = wanted.checkpoint or _train(wanted, places)
+        _step("2/5  Simulating a survey and detecting its sources")
+        survey = places["survey"]
+        simulate.run(settings.Simulate(tiles=SURVEY_TILES, seed=wanted.seed + SURVEY_SEED_OFFSET, output=survey))
+        tiles, truth = f"{survey}/tiles", f"{survey}/truth.parquet"
+        found = detect.run(settings.Detect(tiles=tiles, output=places["detections.parquet"], cuts="des"))
+        _step("3/5  Classifying every detection")
+        scored = classify.run(
+            settings.Classify(
+                input=tiles, detections=places["detections.parquet"], checkpoint=checkpoint, output=places["run"]
+            )
+        )
+        _step("4/5  Publishing the catalogue")
+        publish.run(settings.Publish(run=(places["run"],), catalog=places["catalog"]))
+        _step("5/5  Comparing with the truth")
+        judged = evaluate.run(
+            settings.Evaluate(catalog=places["catalog"], truth=truth, radius_arcsec=MATCH_ARCSEC, threshold=0.5)
+        )
+    catalogue = read_current(places["catalog"]).sort_by([("p_lsbg", "descending")])
+    catalogue = catalogue.filter(catalogue["p_lsbg"].is_valid())
+    labels = label_by_truth(catalogue["ra"].to_numpy(), catalogue["dec"].to_numpy(), read_table(truth), MATCH_ARCSEC)
+    _draw(places, catalogue, labels == 1, tiles, checkpoint)
+    seconds = time.monotonic() - started
+    text = (
+        *found.text,
+        *scored.text,
+        *judged.text,
+        "",
+        *_best(catalogue, labels == 1),
+        "",
+        f"catalogue  {places['catalog']}   (lsdb.open_catalog opens it)",
+        f"network    {checkpoint}",
+        f"pictures   {places['gallery.png']}  {places['scores.png']}",
+        f"done in {seconds:.0f} s",
+    )
+    figures = {**scored.figures, **judged.figures}
+    return Summary(verb="quickstart", output=places.root, figures=figures, text=text)
+
+
+def _step(title: str) -> None:
+    Console(stderr=True, highlight=False).print(f"[bold]{title}[/bold]")
+
+
+def _train(wanted: settings.Quickstart, places: _Places) -> str:
+    checkpoint = places["checkpoint"]
+    if storage.exists(storage.join(checkpoint, CARD_NAME)):
+        return checkpoint
+    _step("1/5  Simulating a training sky and training the network")
+    simulate.run(settings.Simulate(cutouts=TRAINING_CUTOUTS, seed=wanted.seed, output=places["training"]))
+    train.run(settings.Train(cutouts=places["training"], output=checkpoint, recipe="short"))
+    return checkpoint
+
+
+def _best(catalogue: pa.Table, is_lsbg: NDArray[np.bool_]) -> list[str]:
+    """The best candidates as a table."""
+    lines = ["best candidates:", f"{'object_id':>20} {'ra_deg':>11} {'dec_deg':>11} {'p_lsbg':>7}  truth"]
+    for row, good in zip(catalogue.slice(0, SHOWN).to_pylist(), is_lsbg, strict=False):
+        truth = "LSBG" if good else "not an LSBG"
+        lines.append(f"{row['object_id']:>20} {row['ra']:11.6f} {row['dec']:11.6f} {row['p_lsbg']:7.3f}  {truth}")
+    return lines
+
+
+def _draw(places: _Places, catalogue: pa.Table, is_lsbg: NDArray[np.bool_], tiles: str, checkpoint: str) -> None:
+    """gallery.png and scores.png."""
+    card = read_card(checkpoint)
+    geometry = card_geometry(card)
+    index = scan_tiles(tiles)
+    top = catalogue.slice(0, PICTURED)
+    ra, dec = top["ra"].to_numpy(), top["dec"].to_numpy()
+    owner = index.owners(ra, dec)[0]
+    images = np.zeros((len(ra), geometry.size_pix, geometry.size_pix, len(geometry.bands)), np.uint8)
+    for number in np.unique(owner[owner >= 0]):
+        mine = owner == number
+        images[mine] = cut(read_tile(index.tiles[number], geometry.bands), ra[mine], dec[mine], geometry).images
+    captions = [f"p = {p:.3f}" for p in top["p_lsbg"].to_pylist()]
+    title = f"Best {len(ra)} candidates of the simulated survey; green frames are true LSBGs"
+    storage.write(places["gallery.png"], pictures.gallery(images, captions, is_lsbg[: len(ra)], title))
+    histogram = pictures.score_histogram(catalogue["p_lsbg"].to_numpy(), is_lsbg, card.threshold)
+    storage.write(places["scores.png"], histogram)

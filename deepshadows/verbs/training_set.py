@@ -1,0 +1,142 @@
+"""Labelled cut-outs made ready to train on: checked, split, fingerprinted. Used by `train`; imports no Ray."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepshadows import schema
+from deepshadows.model.split import hold_out, id_groups, same_position, sky_blocks
+from deepshadows.model.training import Examples
+from deepshadows.outcomes import InputError, UsageError
+from deepshadows.settings import Recipe
+from deepshadows.sky.shards import Cutouts, read_shards
+
+FEWEST_ROWS = 20
+_HASHED_AT_ONCE = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSet:
+    """Examples, and what is to be remembered about them.
+
+    Attributes
+    ----------
+    fingerprint : str
+        sha256 of images, labels and split.
+    left_out : dict
+        Rows of the input that are not examples, by reason.
+    notes : tuple of str
+        What the user should know.
+    """
+
+    examples: Examples
+    fingerprint: str
+    fov_arcsec: float
+    stretch: str
+    bands: tuple[str, ...]
+    left_out: dict[str, int]
+    notes: tuple[str, ...]
+
+    @property
+    def classes(self) -> dict[str, int]:
+        """Rows of each class."""
+        lsbgs = int(np.count_nonzero(self.examples.labels))
+        return {"artifact": len(self.examples.labels) - lsbgs, "lsbg": lsbgs}
+
+
+def read_training_set(url: str, recipe: Recipe) -> TrainingSet:
+    """Read all shards below `url`; see `prepare`."""
+    return prepare(read_shards(url), recipe, url)
+
+
+def prepare(cutouts: Cutouts, recipe: Recipe, source: str) -> TrainingSet:
+    """Choose the usable rows, check them and hold out some to validate.
+
+    Raises
+    ------
+    InputError
+        There are no labels, unknown ones, one class only, too few rows, or one part of the split lacks a class.
+    UsageError
+        Field or stretch are not the recipe's.
+    """
+    if (cutouts.fov_arcsec, cutouts.stretch) != (recipe.fov_arcsec, recipe.stretch):
+        raise UsageError(
+            f"{source}: cut-outs of {cutouts.fov_arcsec} arcsec with stretch {cutouts.stretch}; recipe {recipe.name} "
+            f"is for {recipe.fov_arcsec} arcsec with {recipe.stretch}; make the cut-outs again with "
+            "`deepshadows cutouts`, or set fov_arcsec and stretch in the recipe"
+        )
+    labels = _labels(cutouts, source)
+    fatal, unlabelled = schema.is_fatal(cutouts.flags), labels < 0
+    left_out = schema.count_flags(cutouts.flags[fatal] & schema.FATAL_BITS)
+    if count := int(np.count_nonzero(unlabelled & ~fatal)):
+        left_out["UNLABELLED"] = count
+    rows = np.flatnonzero(~fatal & ~unlabelled)
+    labels = labels[rows]
+    _check_enough(labels, source)
+    groups, notes = _groups(cutouts, rows, recipe)
+    validation = hold_out(groups, recipe.validation_fraction, recipe.seed)
+    _check_split(labels, validation, recipe, source)
+    images = cutouts.images if len(rows) == len(cutouts.images) else cutouts.images[rows]
+    examples = Examples(images=images, labels=labels, validation=validation)
+    return TrainingSet(
+        examples=examples,
+        fingerprint=_fingerprint(examples),
+        fov_arcsec=cutouts.fov_arcsec,
+        stretch=cutouts.stretch,
+        bands=cutouts.bands,
+        left_out=left_out,
+        notes=notes,
+    )
+
+
+def _labels(cutouts: Cutouts, source: str) -> NDArray[np.int8]:
+    if cutouts.label is None or (cutouts.label < 0).all():
+        raise InputError(f"{source}: the cut-outs have no labels; add them with `deepshadows cutouts --truth F`")
+    unknown = np.unique(cutouts.label[~np.isin(cutouts.label, (-1, 0, 1))])
+    if len(unknown):
+        raise InputError(f"{source}: unknown labels {unknown.tolist()}; 1 is an LSBG, 0 an artifact")
+    return cutouts.label
+
+
+def _check_enough(labels: NDArray[np.int8], source: str) -> None:
+    if len(labels) < FEWEST_ROWS:
+        raise InputError(f"{source}: {len(labels)} usable labelled cut-outs; at least {FEWEST_ROWS} are needed")
+    for value, name in ((0, "artifact (label 0)"), (1, "LSBG (label 1)")):
+        if not (labels == value).any():
+            raise InputError(f"{source}: no cut-out is an {name}; both classes are needed to train")
+
+
+def _groups(cutouts: Cutouts, rows: NDArray[np.intp], recipe: Recipe) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Rows that must stay on one side of the split share a number."""
+    ra, dec = cutouts.ra[rows], cutouts.dec[rows]
+    placed = np.isfinite(ra) & np.isfinite(dec)
+    groups = np.empty(len(rows), np.int64)
+    by_place = sky_blocks if recipe.split == "sky" else same_position
+    groups[placed] = by_place(ra[placed], dec[placed])
+    elsewhere = np.flatnonzero(~placed)
+    if not len(elsewhere):
+        return groups, ()
+    groups[elsewhere] = id_groups(cutouts.object_id.take(rows[elsewhere]).to_pylist())
+    return groups, (f"{len(elsewhere)} cut-outs have no position: split by object_id, not by sky",)
+
+
+def _check_split(labels: NDArray[np.int8], validation: NDArray[np.bool_], recipe: Recipe, source: str) -> None:
+    for part, name in ((validation, "validation"), (~validation, "training")):
+        if len(np.unique(labels[part])) < 2:
+            raise InputError(
+                f"{source}: the {name} part of the split ({recipe.split}, {np.count_nonzero(part)} rows) lacks a "
+                'class; set split = "random", another validation_fraction or seed in the recipe, or give more cut-outs'
+            )
+
+
+def _fingerprint(examples: Examples) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, len(examples.images), _HASHED_AT_ONCE):
+        digest.update(examples.images[start : start + _HASHED_AT_ONCE].tobytes())
+    digest.update(examples.labels.tobytes())
+    digest.update(examples.validation.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,58 @@
+"""Real things for the tests: an S3 server, its environment, a local Ray, places to write to."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from tests.seaweed import SeaweedFS
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[SeaweedFS]:
+    """A SeaweedFS with the environment of this process pointing to it."""
+    server = SeaweedFS()
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment().items():
+            patch.setenv(name, value)
+        yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def ray_local(object_store: SeaweedFS) -> Iterator[None]:
+    """A local Ray of 4 CPUs; its workers inherit the environment of the object store."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        patch.delenv("RAY_ADDRESS", raising=False)
+        import ray
+
+        ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture
+def bucket(object_store: SeaweedFS) -> str:
+    """A fresh bucket, as `s3://name`."""
+    return object_store.create_bucket(f"test-{uuid.uuid4().hex[:12]}")
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest) -> str:
+    """A folder that is not there yet: below a temporary directory, then below a fresh bucket."""
+    if request.param == "local":
+        return str(request.getfixturevalue("tmp_path") / "place")
+    return f"{request.getfixturevalue('bucket')}/place"

@@ -1,0 +1,158 @@
+"""Scoring: exact does not depend on neighbours, fast agrees with exact or is not used."""
+
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deepshadows.model import checkpoint, engines
+from deepshadows.model.card import Card
+from deepshadows.model.engines import CpuEngine, EngineUnavailableError
+from deepshadows.model.network import to_input
+from deepshadows.model.scorer import choose, load_scorer, probe_images
+from deepshadows.outcomes import InputError
+from tests.model.blobs import blobs, seasoned_net
+
+CARD = Card(name="test")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("checkpoint"))
+    checkpoint.save(folder, seasoned_net(), CARD)
+    return folder
+
+
+def test_exact_is_the_eager_network(trained: str) -> None:
+    images, _ = blobs(20)
+    scorer = load_scorer(trained, precision="exact")
+    with torch.no_grad():
+        expected = seasoned_net()(to_input(torch.from_numpy(images))).numpy()
+    logits = scorer.logits(images)
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    assert "fp32 eager" in scorer.engine
+
+
+def test_exact_is_equal_bit_for_bit_in_any_order_and_any_split(trained: str) -> None:
+    images, _ = blobs(600)
+    scorer = load_scorer(trained, precision="exact")
+    logits = scorer.logits(images)
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(600)
+        np.testing.assert_array_equal(scorer.logits(images[order]), logits[order])
+    for size in (1, 97, 256, 300):
+        parts = [scorer.logits(images[start : start + size]) for start in range(0, 600, max(size, 60))]
+        expected = [logits[start : start + size] for start in range(0, 600, max(size, 60))]
+        np.testing.assert_array_equal(np.concatenate(parts), np.concatenate(expected))
+
+
+def test_exact_does_not_depend_on_batch_size(trained: str) -> None:
+    images, _ = blobs(64)
+    first = load_scorer(trained, precision="exact", batch_size=256)
+    second = load_scorer(trained, precision="exact", batch_size=16)
+    np.testing.assert_array_equal(first.logits(images), second.logits(images))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lowest_scale", [0.5, -0.5])
+def test_folding_keeps_the_network(dtype: torch.dtype, lowest_scale: float) -> None:
+    """With negative batch-norm scales, too, where the norm and the max pool do not commute."""
+    net = seasoned_net(lowest_scale=lowest_scale)
+    images, _ = blobs(70)
+    try:
+        folded = engines.folded_cpu(net, dtype, batch_size=32, threads=2)
+    except EngineUnavailableError as error:
+        pytest.skip(str(error))
+    exact = engines.exact_cpu(net, threads=2)
+    tolerance = 1e-5 if dtype is torch.float32 else 0.03
+    np.testing.assert_allclose(folded.logits(images), exact.logits(images), atol=tolerance)
+
+
+def test_fast_agrees_with_exact_and_says_what_it_is(trained: str) -> None:
+    images, _ = blobs(100)
+    fast, exact = load_scorer(trained, precision="fast"), load_scorer(trained, precision="exact")
+    difference = np.abs(CARD.probabilities(fast.logits(images)) - CARD.probabilities(exact.logits(images)))
+    assert difference.max() <= 0.02
+    assert fast.engine.startswith("torch-")
+    assert fast.engine != exact.engine
+
+
+def test_an_engine_that_differs_is_refused_and_the_reason_recorded() -> None:
+    net = seasoned_net()
+    reference = engines.exact_cpu(net, threads=2)
+
+    def wrong(images: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            logits: torch.Tensor = net(to_input(images)) + 0.2
+        return logits
+
+    bad = CpuEngine("bad", wrong, batch_size=64, threads=2, padded=False)
+    with pytest.warns(UserWarning, match="bad differs from the reference"):
+        scorer = choose(CARD, [lambda: bad], reference, reference)
+    assert scorer.engine.startswith(reference.name)
+    assert "instead of fast: bad differs" in scorer.engine
+    images, _ = blobs(4)
+    np.testing.assert_array_equal(scorer.logits(images), reference.logits(images))
+
+
+def test_an_engine_that_is_not_there_is_passed_over() -> None:
+    net = seasoned_net()
+    reference = engines.exact_cpu(net, threads=2)
+
+    def missing() -> engines.Engine:
+        raise EngineUnavailableError("this CPU has no bf16 arithmetic")
+
+    scorer = choose(
+        CARD, [missing, lambda: engines.folded_cpu(net, torch.float32, batch_size=64, threads=2)], reference, reference
+    )
+    assert scorer.engine.endswith("fp32 folded")
+
+
+def test_probe_images_are_always_the_same() -> None:
+    images = probe_images()
+    assert images.shape == (64, 64, 64, 3)
+    assert images.dtype == np.uint8
+    np.testing.assert_array_equal(images, probe_images())
+    assert images[1:-4].max() == 255
+
+
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+def test_edges_of_the_input(trained: str, precision: str) -> None:
+    scorer = load_scorer(trained, precision=precision)  # type: ignore[arg-type]
+    assert scorer.logits(np.empty((0, 64, 64, 3), np.uint8)).shape == (0,)
+    images, _ = blobs(3)
+    expected = scorer.logits(images)
+    images.setflags(write=False)  # as they come from Arrow buffers
+    np.testing.assert_array_equal(scorer.logits(images), expected)
+
+
+@pytest.mark.parametrize("shape", [(2, 32, 32, 3), (2, 64, 64), (2, 3, 64, 64)])
+def test_images_of_another_shape_are_refused(trained: str, shape: tuple[int, ...]) -> None:
+    scorer = load_scorer(trained, precision="exact")
+    with pytest.raises(InputError, match="uint8"):
+        scorer.logits(np.zeros(shape, np.uint8))
+    with pytest.raises(InputError, match="float32"):
+        scorer.logits(np.zeros((2, 64, 64, 3), np.float32))  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_cuda_without_a_device_is_a_clear_error(trained: str) -> None:
+    with pytest.raises(EngineUnavailableError, match="no CUDA device"):
+        load_scorer(trained, precision="fast", device="cuda")
+
+
+def _score_in_another_process(folder: str, threads: int, images_file: str) -> list[float]:
+    scorer = load_scorer(folder, precision="exact", threads=threads)
+    return scorer.logits(np.load(images_file)).tolist()  # type: ignore[no-any-return]
+
+
+def test_exact_is_equal_in_another_process(trained: str, tmp_path: Path) -> None:
+    images, _ = blobs(40)
+    np.save(tmp_path / "images.npy", images)
+    here = load_scorer(trained, precision="exact").logits(images)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        there = pool.apply(_score_in_another_process, (trained, 2, str(tmp_path / "images.npy")))
+    np.testing.assert_array_equal(here, np.array(there, np.float32))

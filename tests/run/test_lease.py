@@ -1,0 +1,83 @@
+"""The lease: one driver at a time, a dead one replaced, a fenced one told."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from deepshadows import storage
+from deepshadows.outcomes import HeldError
+from deepshadows.run.lease import Lease
+
+HOLD = """
+import sys, time
+from deepshadows.run.lease import Lease
+with Lease(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(120)
+"""
+
+
+def test_a_released_lease_is_free_again(place: str) -> None:
+    with Lease(place) as first:
+        first.check()
+    with Lease(place) as second:
+        second.check()
+    record = json.loads(storage.read(storage.join(place, "lease.json")))
+    assert record["generation"] == 1
+    assert record["released"]
+
+
+def test_a_second_driver_is_turned_away_while_the_first_lives(place: str) -> None:
+    with Lease(place, ttl_s=3) as first:
+        with pytest.raises(HeldError, match="another driver"), Lease(place, ttl_s=3):
+            pass
+        first.check()
+
+
+def test_the_lease_of_a_killed_process_is_taken_over_at_once(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    started = time.monotonic()
+    with Lease(str(tmp_path)) as lease:
+        lease.check()
+    assert time.monotonic() - started < 5
+
+
+def test_a_driver_on_another_host_is_dead_when_its_heart_stands_still(place: str) -> None:
+    stranger = {
+        "token": "x",
+        "generation": 4,
+        "beat": 1,
+        "boot": "elsewhere",
+        "pid": 1,
+        "started": "1",
+        "released": False,
+    }
+    storage.write(storage.join(place, "lease.json"), json.dumps(stranger).encode())
+    started = time.monotonic()
+    with Lease(place, ttl_s=1.5):
+        assert time.monotonic() - started >= 1.5
+        assert json.loads(storage.read(storage.join(place, "lease.json")))["generation"] == 5
+
+
+def test_a_fenced_driver_learns_it(place: str) -> None:
+    with Lease(place, ttl_s=0.6) as paused:
+        url = storage.join(place, "lease.json")
+        storage.write(url, json.dumps({"token": "usurper", "generation": 9, "beat": 0}).encode())
+        deadline = time.monotonic() + 20
+        with pytest.raises(HeldError, match="took this run over"):
+            while time.monotonic() < deadline:
+                paused.check()
+                time.sleep(0.02)
+    assert json.loads(storage.read(url))["token"] == "usurper"

@@ -1,0 +1,311 @@
+"""`classify` on a real local Ray, on disk and on S3: every row scored once, flagged, or quarantined."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from deepshadows import storage
+from deepshadows.model.scorer import load_scorer
+from deepshadows.outcomes import ExitCode, HeldError, Summary, UsageError
+from deepshadows.run.lease import Lease
+from deepshadows.run.manifest import read_manifest
+from deepshadows.schema import Flag, score_schema
+from deepshadows.settings import Classify
+from deepshadows.sky.cutouts import Geometry, cut
+from deepshadows.sky.shards import Cutouts, split, write_shard
+from deepshadows.sky.stretch import DES
+from deepshadows.sky.tile_index import scan_tiles
+from deepshadows.sky.tiles import read_tile
+from deepshadows.verbs import classify
+from tests.sky.test_shards import cutouts_of
+from tests.sky.tile_files import noise, write_band, write_tile
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+
+def run(checkpoint: str, source: str, output: str, **flags: Any) -> Summary:
+    flags = {"precision": "exact", "unit_rows": 300, **flags}
+    return classify.run(Classify(input=source, checkpoint=checkpoint, output=output, **flags))
+
+
+def scores(run_url: str) -> pa.Table:
+    """All rows of a finished run, sorted by identifier."""
+    manifest = read_manifest(run_url)
+    parts = [pq.read_table(storage.open_arrow(storage.join(run_url, score.url))) for score in manifest.scores]
+    return pa.concat_tables(parts).sort_by("object_id")
+
+
+def same_catalogue(a: pa.Table, b: pa.Table) -> bool:
+    return bool(a.drop_columns(["run", "unit"]).equals(b.drop_columns(["run", "unit"])))
+
+
+def write_shards(folder: str, cutouts: Cutouts, rows: int) -> None:
+    for number, part in enumerate(split(cutouts, rows)):
+        write_shard(storage.join(folder, f"{number:03d}.parquet"), part)
+
+
+def test_each_row_gets_the_score_of_its_image(checkpoint: str, place: str) -> None:
+    cutouts = cutouts_of(1500, labelled=False)
+    write_shards(storage.join(place, "in"), cutouts, 700)
+    summary = run(checkpoint, storage.join(place, "in"), storage.join(place, "run"))
+    assert summary.exit_code == ExitCode.DONE
+    assert summary.figures["rows_planned"] == summary.figures["rows_scored"] == 1500
+    table = scores(storage.join(place, "run"))
+    assert table.schema.equals(score_schema(pa.int64()))
+    assert table["object_id"].equals(pa.chunked_array([cutouts.object_id]))
+    scorer = load_scorer(checkpoint, precision="exact", batch_size=256, threads=2)
+    logits = scorer.logits(cutouts.images)
+    assert (table["logit"].to_numpy() == logits).all()
+    assert (table["p_lsbg"].to_numpy() == scorer.card.probabilities(logits)).all()
+    assert (table["ra"].to_numpy() == cutouts.ra).all()
+    assert table["p_lsbg_err"].null_count == 1500
+
+
+def test_unit_size_and_order_do_not_change_the_catalogue(checkpoint: str, tmp_path: Path) -> None:
+    cutouts = cutouts_of(900, strings=True, labelled=False)
+    write_shards(str(tmp_path / "a"), cutouts, 900)
+    write_shards(str(tmp_path / "b"), cutouts.take(np.random.default_rng(0).permutation(900)), 250)
+    run(checkpoint, str(tmp_path / "a"), str(tmp_path / "run_a"), unit_rows=1000)
+    run(checkpoint, str(tmp_path / "b"), str(tmp_path / "run_b"), unit_rows=100, batch_size=64, scorers=2, threads=1)
+    assert same_catalogue(scores(str(tmp_path / "run_a")), scores(str(tmp_path / "run_b")))
+
+
+def test_tiles_and_detections(checkpoint: str, place: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    made = tmp_path / "made"
+    wcs = write_tile(made, "A")
+    write_tile(made, "B", ra=30.4, suffix=".fits.fz")
+    write_tile(made, "C", ra=30.8, bands="gr")  # lacks z
+    x, y = rng.uniform(0, 319, 50), rng.uniform(0, 299, 50)
+    ra, dec = wcs.all_pix2world(x, y, 0)
+    ra = np.concatenate([ra, [30.4, 30.8, 100.0, np.nan, 30.0]])
+    dec = np.concatenate([dec, [-30.0, -30.0, 0.0, 1.0, -95.0]])
+    ids = list(range(55))
+    ids[7] = 3  # a duplicate
+    for path in made.iterdir():
+        storage.write(storage.join(place, "tiles", path.name), path.read_bytes())
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"id": ids, "ra": ra, "dec": dec}), sink)
+    detections = storage.join(place, "detections.parquet")
+    storage.write(detections, sink.getvalue().to_pybytes())
+    target = storage.join(place, "run")
+    summary = run(checkpoint, storage.join(place, "tiles"), target, detections=detections, id_column="id")
+    assert summary.exit_code == ExitCode.DONE
+    assert {name: summary.figures[name] for name in ("rows_planned", "rows_scored", "rows_unscored")} == {
+        "rows_planned": 55, "rows_scored": 50, "rows_unscored": 5,
+    }  # fmt: skip
+    table = scores(target)
+    named = {row["object_id"]: Flag.names(row["flags"]) for row in table.to_pylist() if row["p_lsbg"] is None}
+    assert "DUPLICATE_ID" in named.pop(3)
+    assert named == {51: ["MISSING_BAND"], 52: ["OFF_TILE"], 53: ["BAD_POSITION"], 54: ["BAD_POSITION"]}
+    rejects = pq.read_table(storage.open_arrow(storage.join(target, "rejects.parquet")))
+    assert sorted(rejects["object_id"].to_pylist()) == [52, 53, 54]
+    tile = read_tile(scan_tiles(str(made)).tiles[0], ("z", "r", "g"))
+    stack = cut(tile, ra[:50], dec[:50], Geometry(stretch=DES))
+    logits = load_scorer(checkpoint, precision="exact", threads=2).logits(stack.images)
+    by_id = {row["object_id"]: row["logit"] for row in table.to_pylist() if row["logit"] is not None}
+    assert all(by_id[ids[row]] == logits[row] for row in range(50) if row != 7)
+
+
+def test_bad_units_are_quarantined_with_their_reason(checkpoint: str, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    write_shards(str(folder), cutouts_of(600, labelled=False), 200)
+    (folder / "foreign.parquet").write_bytes(b"not Parquet")
+    damaged = bytearray((folder / "001.parquet").read_bytes())
+    start = damaged.find(cutouts_of(600, labelled=False).images[300].tobytes()[:64])
+    damaged[start - 20_000 : start - 19_000] = os.urandom(1000)
+    pages = pq.ParquetFile(folder / "001.parquet").metadata.row_group(0).column(3)
+    offset = pages.data_page_offset
+    damaged[offset : offset + 16] = b"\xff" * 16
+    (folder / "001.parquet").write_bytes(damaged)
+    summary = run(checkpoint, str(folder), str(tmp_path / "run"), retries=0)
+    assert summary.exit_code == ExitCode.EXCEPTIONS
+    figures = summary.figures
+    assert (figures["rows_planned"], figures["rows_scored"], figures["rows_quarantined"]) == (600, 400, 200)
+    assert figures["units_quarantined"] == 2
+    records = [json.loads(path.read_text()) for path in (tmp_path / "run" / "quarantine").iterdir()]
+    assert {Path(record["object"]).name for record in records} == {"001.parquet", "foreign.parquet"}
+    assert all(record["reason"] for record in records)
+    rejects = pq.read_table(tmp_path / "run" / "rejects.parquet")
+    assert rejects["object_id"].to_pylist() == list(range(200, 400)), "identifiers were still readable"
+
+
+def test_a_truncated_tile_and_one_without_wcs_are_quarantined(checkpoint: str, tmp_path: Path) -> None:
+    folder = tmp_path / "tiles"
+    wcs = write_tile(folder, "A")
+    write_tile(folder, "B", ra=30.4)
+    write_band(folder / "C_g.fits", noise((50, 50), 1), wcs=None)
+    (folder / "B_r.fits").write_bytes((folder / "B_r.fits").read_bytes()[:50_000])
+    ra, dec = wcs.all_pix2world([100, 200], [100, 200], 0)
+    table = pa.table({"object_id": [1, 2, 3], "ra": [*ra, 30.4], "dec": [*dec, -30.0]})
+    pq.write_table(table, tmp_path / "d.parquet")
+    summary = run(checkpoint, str(folder), str(tmp_path / "run"), detections=str(tmp_path / "d.parquet"), retries=0)
+    assert summary.exit_code == ExitCode.EXCEPTIONS
+    assert (summary.figures["rows_scored"], summary.figures["rows_quarantined"]) == (2, 1)
+    told = "\n".join(summary.text)
+    assert "B_r.fits" in told
+    assert "C_g.fits" in told
+    assert pq.read_table(tmp_path / "run" / "rejects.parquet")["object_id"].to_pylist() == [3]
+
+
+def test_an_empty_catalogue_is_a_finished_run(checkpoint: str, tmp_path: Path) -> None:
+    write_tile(tmp_path / "tiles")
+    empty = pa.schema([("object_id", pa.int64()), ("ra", pa.float64()), ("dec", pa.float64())]).empty_table()
+    pq.write_table(empty, tmp_path / "d.parquet")
+    summary = run(checkpoint, str(tmp_path / "tiles"), str(tmp_path / "run"), detections=str(tmp_path / "d.parquet"))
+    assert summary.exit_code == ExitCode.DONE
+    assert summary.figures["rows_planned"] == 0
+    assert read_manifest(str(tmp_path / "run")).scores == ()
+
+
+def test_a_finished_run_is_not_done_again_and_another_input_is_refused(checkpoint: str, tmp_path: Path) -> None:
+    source, target = str(tmp_path / "in"), str(tmp_path / "run")
+    write_shards(source, cutouts_of(400, labelled=False), 200)
+    run(checkpoint, source, target)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "scores").rglob("*.parquet")}
+    again = run(checkpoint, source, target)
+    assert again.figures["rows_scored_here"] == 0
+    assert again.figures["rows_scored"] == 400
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "scores").rglob("*.parquet")} == before
+    write_shard(str(tmp_path / "in" / "more.parquet"), cutouts_of(10, labelled=False, seed=9))
+    with pytest.raises(UsageError, match="belongs to another run"):
+        run(checkpoint, source, target)
+
+
+def test_a_directory_with_something_else_is_refused(checkpoint: str, tmp_path: Path) -> None:
+    write_shards(str(tmp_path / "in"), cutouts_of(10, labelled=False), 10)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(UsageError, match=r"thesis\.txt"):
+        run(checkpoint, str(tmp_path / "in"), str(tmp_path / "mine"))
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_input_that_does_not_fit_the_card_is_refused(checkpoint: str, tmp_path: Path) -> None:
+    cutouts = cutouts_of(10, labelled=False)
+    for name, wrong, message in (
+        ("stretch", {"stretch": "hsc-1"}, "stretch hsc-1"),
+        ("fov", {"fov_arcsec": 21.5}, "--fov-arcsec"),
+        ("bands", {"bands": ("i", "r", "g")}, "bands i,r,g"),
+    ):
+        write_shard(str(tmp_path / name / "a.parquet"), Cutouts(**{**vars(cutouts), **wrong}))
+        with pytest.raises(UsageError, match=message):
+            run(checkpoint, str(tmp_path / name), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+    summary = run(checkpoint, str(tmp_path / "fov"), str(tmp_path / "run"), fov_arcsec=21.5)
+    assert summary.figures["rows_scored"] == 10
+    assert read_manifest(str(tmp_path / "run")).settings["fov_arcsec"] == 21.5
+
+
+@pytest.mark.parametrize("missing", ["nowhere", "empty"])
+def test_missing_input_is_named(checkpoint: str, tmp_path: Path, missing: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=missing):
+        run(checkpoint, str(tmp_path / missing), str(tmp_path / "run"))
+
+
+def test_two_drivers_cannot_work_on_one_run(checkpoint: str, tmp_path: Path) -> None:
+    write_shards(str(tmp_path / "in"), cutouts_of(10, labelled=False), 10)
+    with Lease(str(tmp_path / "run"), ttl_s=3), pytest.raises(HeldError):
+        run(checkpoint, str(tmp_path / "in"), str(tmp_path / "run"))
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "deepshadows", *arguments, "--json"]
+
+
+def last_line(output: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(output.strip().splitlines()[-1])
+    return record
+
+
+def test_a_killed_driver_s_run_goes_on_with_exactly_what_is_missing(checkpoint: str, place: str) -> None:
+    source, target = storage.join(place, "in"), storage.join(place, "run")
+    write_shards(source, cutouts_of(4000, labelled=False), 100)
+    arguments = command(
+        "classify", "--input", source, "--checkpoint", checkpoint, "--output", target, "--precision", "exact",
+        "--unit-rows", "100", "--threads", "1",
+    )  # fmt: skip
+    driver = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while len(storage.list_objects(storage.join(target, "scores"))) < 5 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    os.killpg(driver.pid, signal.SIGKILL)  # its Ray: raylet, workers
+    kept = {entry.url: entry.etag for entry in storage.list_objects(storage.join(target, "scores"))}
+    assert 5 <= len(kept) < 40
+    assert not storage.exists(storage.join(target, "manifest.json"))
+    result = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=False)
+    record = last_line(result.stdout)
+    assert result.returncode == 0
+    assert record["rows_planned"] == record["rows_scored"] == 4000
+    assert record["rows_scored_here"] == 100 * (40 - len(kept))
+    after = {entry.url: entry.etag for entry in storage.list_objects(storage.join(target, "scores"))}
+    assert kept.items() <= after.items(), "what was committed was not touched"
+    undisturbed = storage.join(place, "undisturbed")
+    run(checkpoint, source, undisturbed)
+    assert same_catalogue(scores(target), scores(undisturbed))
+
+
+def test_wrong_credentials_are_named_but_not_shown(checkpoint: str, bucket: str) -> None:
+    environment = {**os.environ, "AWS_ACCESS_KEY_ID": "wrong", "AWS_SECRET_ACCESS_KEY": "do-not-print-me"}
+    arguments = command("classify", "--input", f"{bucket}/in", "--checkpoint", checkpoint, "--output", f"{bucket}/run")
+    result = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 1
+    assert "AWS_ACCESS_KEY_ID" in result.stderr
+    assert "do-not-print-me" not in result.stdout + result.stderr
+    assert last_line(result.stdout)["exit_code"] == 1
+
+
+def test_a_full_disk_stops_the_run_with_a_clear_error_and_loses_nothing(checkpoint: str, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk needs privileges")
+    try:
+        write_shards(str(tmp_path / "in"), cutouts_of(3000, labelled=False), 3000)
+        arguments = command(
+            "classify", "--input", str(tmp_path / "in"), "--checkpoint", checkpoint, "--output", str(disk / "run"),
+            "--unit-rows", "1000",
+        )  # fmt: skip
+        full = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        assert full.returncode == 1
+        assert "No space left" in full.stderr
+        assert not (disk / "run" / "manifest.json").exists()
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert last_line(done.stdout)["rows_scored"] == 3000
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_output_that_cannot_be_written_is_named(checkpoint: str, tmp_path: Path) -> None:
+    write_shards(str(tmp_path / "in"), cutouts_of(10, labelled=False), 10)
+    (tmp_path / "file").write_text("in the way")
+    arguments = command(
+        "classify",
+        "--input",
+        str(tmp_path / "in"),
+        "--checkpoint",
+        checkpoint,
+        "--output",
+        str(tmp_path / "file" / "run"),
+    )
+    result = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert str(tmp_path / "file") in result.stderr

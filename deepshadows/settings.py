@@ -112,6 +112,7 @@ class Recipe(Settings):
     l2_conv: Annotated[float, Field(ge=0)] = Field(0.13, description="L2 on convolution kernels (Keras sense).")
     l2_dense: Annotated[float, Field(ge=0)] = Field(0.12, description="L2 on the first dense kernel.")
     augment: bool = Field(False, description="Random flips and quarter turns.")
+    refresh_norms: bool = Field(False, description="Measure batch-norm statistics anew, without dropout, each epoch.")
     keep: Literal["last", "best"] = Field("last", description="Weights of which epoch, by validation loss.")
     seed: NotNegative = Field(1, description="Seed of initial weights, order and split.")
     validation_fraction: Probability = Field(0.15, description="Share of sky blocks held out to validate.")

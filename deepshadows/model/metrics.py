@@ -64,7 +64,8 @@ def judge(
     drawn = _bootstrap(rows, threshold, resamples, seed)
     result: dict[str, float | int | None] = {"n": len(rows.labels), "threshold": float(threshold)}
     for name, value in cells.items():
-        defined = drawn[name][np.isfinite(drawn[name])]
+        defined = drawn.get(name, np.empty(0))
+        defined = defined[np.isfinite(defined)]
         low, high = np.percentile(defined, INTERVAL) if len(defined) and np.isfinite(value[0]) else (None, None)
         whole = name in ("tn", "fp", "fn", "tp")
         result[name] = None if not np.isfinite(value[0]) else int(value[0]) if whole else float(value[0])

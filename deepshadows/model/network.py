@@ -35,7 +35,7 @@ class DeepShadowsNet(nn.Module):
         super().__init__()
         inputs = (3, *CHANNELS[:-1])
         self.convs = nn.ModuleList(
-            skip_init(nn.Conv2d, n_in, n_out, kernel_size=3, padding=1)
+            skip_init(nn.Conv2d, n_in, n_out, kernel_size=3, padding=1)  # type: ignore[no-untyped-call]
             for n_in, n_out in zip(inputs, CHANNELS, strict=True)
         )
         self.norms = nn.ModuleList(
@@ -43,8 +43,9 @@ class DeepShadowsNet(nn.Module):
         )
         self.pool = nn.MaxPool2d(2)
         self.dropout = nn.Dropout(DROPOUT)
-        self.hidden = skip_init(nn.Linear, CHANNELS[-1] * (SIZE_PIX // 8) ** 2, HIDDEN)
-        self.output = skip_init(nn.Linear, HIDDEN, 1)
+        features = CHANNELS[-1] * (SIZE_PIX // 8) ** 2
+        self.hidden: nn.Linear = skip_init(nn.Linear, features, HIDDEN)  # type: ignore[no-untyped-call]
+        self.output: nn.Linear = skip_init(nn.Linear, HIDDEN, 1)  # type: ignore[no-untyped-call]
         self._initialise(seed)
 
     def _initialise(self, seed: int) -> None:

@@ -39,3 +39,9 @@ def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
 def _say(line: str) -> None:
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
+
+
+def relay(text: str) -> None:
+    """Pass on the log of a job that runs elsewhere, as it is."""
+    sys.stderr.write(text)
+    sys.stderr.flush()

@@ -152,6 +152,7 @@ def _claim(output: str, plan: Plan) -> str | None:
 def _fit(settings: Train, recipe: Recipe, output: str) -> State:
     """Run the workers to the last epoch and read what the first one saved there."""
     filesystem, path = _filesystem(storage.join(output, STATE_FOLDER))
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # its 2 s would be the shortest epoch
     with spoken(recipe.epochs) as callback:
         trainer = ray.train.torch.TorchTrainer(
             train_worker,

@@ -94,7 +94,7 @@ def test_tensors_of_another_shape_are_refused(folder: Path) -> None:
 
 def test_tensors_of_another_type_are_refused(folder: Path) -> None:
     rewrite(folder, {name: tensor.double() for name, tensor in checkpoint.weights_of(DeepShadowsNet()).items()})
-    with pytest.raises(InputError, match="torch.float64"):
+    with pytest.raises(InputError, match="float64"):
         checkpoint.load(str(folder))
 
 
@@ -108,7 +108,7 @@ def test_weights_that_are_not_finite_are_refused(folder: Path) -> None:
 
 def test_missing_weights_are_refused(folder: Path) -> None:
     (folder / WEIGHTS_NAME).unlink()
-    with pytest.raises(InputError, match="no model.safetensors"):
+    with pytest.raises(InputError, match="has a card but no"):
         checkpoint.load(str(folder))
 
 

@@ -122,12 +122,31 @@ class Recipe(Settings):
     stretch: str = Field("des-1", description="Stretch that the cut-outs must have.")
 
 
+RECIPES = {
+    "paper": Recipe(),
+    "short": Recipe(
+        name="short",
+        optimizer="adamw",
+        learning_rate=3e-4,
+        schedule="cosine",
+        epochs=10,
+        batch_size=32,
+        l2_conv=1e-4,
+        l2_dense=1e-4,
+        augment=True,
+        refresh_norms=True,
+        keep="best",
+    ),
+}
+"""Recipes that go by name; `jobs/recipe_*.toml` hold the same, to start your own from."""
+
+
 class Train(Cluster):
     """Train the network on labelled cut-outs."""
 
     cutouts: str = Field(description="Folder of labelled cut-out shards.")
     output: str = Field(description="Folder that receives the checkpoint.")
-    recipe: str | None = Field(None, description="TOML recipe; without it, the paper's.")
+    recipe: str = Field("paper", description="paper, short, or a TOML file like those in jobs/.")
     from_checkpoint: str | None = Field(None, description="Start from these weights.")
     workers: Positive = Field(1, description="Training processes.")
     gpus: bool = Field(False, description="One GPU a worker.")

@@ -123,9 +123,7 @@ def parse_card(values: Any, source: str) -> Card:
         )
     architecture = values.get("architecture")
     if architecture not in PARAMETERS:
-        raise InputError(
-            f"{source}: unknown architecture {architecture!r}; this version knows {', '.join(PARAMETERS)}"
-        )
+        raise InputError(f"{source}: unknown architecture {architecture!r}; this version knows {', '.join(PARAMETERS)}")
     try:
         card = Card.model_validate(values)
     except ValidationError as error:

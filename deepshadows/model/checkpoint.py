@@ -66,9 +66,7 @@ def load(url: str) -> tuple[DeepShadowsNet, Card]:
 def weights_of(net: DeepShadowsNet) -> dict[str, Tensor]:
     """Parameters and running statistics as contiguous tensors on the CPU; counters of batches are left out."""
     state = net.state_dict().items()
-    return {
-        name: tensor.detach().cpu().contiguous() for name, tensor in state if tensor.is_floating_point()
-    }
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state if tensor.is_floating_point()}
 
 
 def fill(net: DeepShadowsNet, tensors: dict[str, Tensor], source: str) -> None:

@@ -143,9 +143,7 @@ class _FoldedNet:
         self._output = (net.output.weight.float(), net.output.bias.float())
         # one image row of (column, channel): a broadcast over channels alone is 5 times slower in bf16
         widths = [64 >> (depth + 1) for depth in range(len(self._shifts))]
-        self._shifts = [
-            shift.to(self._dtype).repeat(width) for shift, width in zip(self._shifts, widths, strict=True)
-        ]
+        self._shifts = [shift.to(self._dtype).repeat(width) for shift, width in zip(self._shifts, widths, strict=True)]
 
     def __call__(self, images: Tensor) -> Tensor:
         chunks = torch.split(images, CHUNK)

@@ -38,9 +38,7 @@ class DeepShadowsNet(nn.Module):
             skip_init(nn.Conv2d, n_in, n_out, kernel_size=3, padding=1)  # type: ignore[no-untyped-call]
             for n_in, n_out in zip(inputs, CHANNELS, strict=True)
         )
-        self.norms = nn.ModuleList(
-            nn.BatchNorm2d(channels, eps=BN_EPS, momentum=BN_MOMENTUM) for channels in CHANNELS
-        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels, eps=BN_EPS, momentum=BN_MOMENTUM) for channels in CHANNELS)
         self.pool = nn.MaxPool2d(2)
         self.dropout = nn.Dropout(DROPOUT)
         features = CHANNELS[-1] * (SIZE_PIX // 8) ** 2

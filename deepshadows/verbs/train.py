@@ -30,7 +30,7 @@ from deepshadows.model.card import CARD_NAME, Card, Training, read_card
 from deepshadows.model.metrics import Judged, judge
 from deepshadows.model.training import Learner, Place, State, read_state
 from deepshadows.outcomes import Failure, Summary, UsageError
-from deepshadows.settings import Recipe, Train, parse_toml
+from deepshadows.settings import RECIPES, Recipe, Train, parse_toml
 from deepshadows.verbs.epoch_lines import say, spoken
 from deepshadows.verbs.ray_session import ray_session
 from deepshadows.verbs.training_set import TrainingSet, read_training_set
@@ -94,11 +94,11 @@ def run(settings: Train) -> Summary:
     return _summary(output, card, data, started, (resumed,) if resumed else (), state)
 
 
-def read_recipe(url: str | None) -> Recipe:
-    """The recipe in a TOML file, or the paper's."""
-    if url is None:
-        return Recipe()
-    return Recipe.resolve(parse_toml(storage.read(storage.normalise(url)).decode(errors="replace"), url), url)
+def read_recipe(name: str) -> Recipe:
+    """A recipe by name, or from a TOML file."""
+    if name in RECIPES:
+        return RECIPES[name]
+    return Recipe.resolve(parse_toml(storage.read(storage.normalise(name)).decode(errors="replace"), name), name)
 
 
 def _check_workers(settings: Train, recipe: Recipe, data: TrainingSet) -> None:

@@ -40,7 +40,9 @@ RETRY_WAIT_S = 0.5
 class UnitScorer:
     """Scores and commits units; one an actor, constructed where it runs."""
 
-    def __init__(self, settings: Classify, run: str, run_id: str, fingerprint: str, threads: int, device: Literal["cpu", "cuda"]) -> None:
+    def __init__(
+        self, settings: Classify, run: str, run_id: str, fingerprint: str, threads: int, device: Literal["cpu", "cuda"]
+    ) -> None:
         self._settings = settings
         self._run, self._run_id, self._fingerprint = run, run_id, fingerprint
         self._scorer = load_scorer(

@@ -113,7 +113,9 @@ def test_a_catalogue_by_hand(ray_local: None, place: str) -> None:
     assert (figures["completeness"], figures["purity"]) == (0.25, pytest.approx(1 / 3))
     assert (figures["truth_lsbg"], figures["truth_lsbg_detected"], figures["rows"]) == (4, 3, 6)
     assert figures["rows_unscored"] == 1
-    assert figures["auc"] == pytest.approx(4 / 6)  # of the artifacts 0.8, 0.1, 0.7 the LSBG of 0.9 beats three, that of 0.2 one
+    assert figures["auc"] == pytest.approx(
+        4 / 6
+    )  # of the artifacts 0.8, 0.1, 0.7 the LSBG of 0.9 beats three, that of 0.2 one
 
 
 def test_a_catalogue_that_is_not_there(tmp_path: Path) -> None:

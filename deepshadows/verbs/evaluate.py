@@ -23,6 +23,7 @@ from deepshadows.sky.detections import read_table
 from deepshadows.sky.matching import LSBG, label_by_truth
 from deepshadows.sky.shards import Cutouts, read_cutouts
 from deepshadows.verbs.classify_plan import card_geometry
+from deepshadows.verbs.training_set import labels_of
 
 DEFAULT_THRESHOLD = 0.5
 MEASURES = ("accuracy", "completeness", "purity", "auc", "ece")
@@ -91,7 +92,7 @@ def _of_checkpoint(settings: Evaluate) -> _Subject:
     threads = len(os.sched_getaffinity(0))
     scorer = load_scorer(storage.normalise(settings.checkpoint), precision=settings.precision, threads=threads)
     cutouts = read_cutouts(storage.normalise(settings.cutouts), card_geometry(scorer.card))
-    labels = _labels(cutouts, settings.cutouts)
+    labels = labels_of(cutouts, settings.cutouts)
     labelled = np.flatnonzero(labels >= 0)
     started = time.monotonic()
     probabilities = _scored(scorer, cutouts.take(labelled))
@@ -114,15 +115,6 @@ def _of_checkpoint(settings: Evaluate) -> _Subject:
         },
         text=tuple(text),
     )
-
-
-def _labels(cutouts: Cutouts, source: str) -> NDArray[np.int8]:
-    if cutouts.label is None or (cutouts.label < 0).all():
-        raise InputError(f"{source}: the cut-outs have no labels; add them with `deepshadows cutouts --truth F`")
-    unknown = np.unique(cutouts.label[~np.isin(cutouts.label, (-1, 0, 1))])
-    if len(unknown):
-        raise InputError(f"{source}: unknown labels {unknown.tolist()}; 1 is an LSBG, 0 an artifact")
-    return cutouts.label
 
 
 def _scored(scorer: Scorer, cutouts: Cutouts) -> NDArray[np.float64]:

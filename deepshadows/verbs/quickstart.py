@@ -71,10 +71,12 @@ def run(wanted: settings.Quickstart) -> Summary:
     labels = label_by_truth(catalogue["ra"].to_numpy(), catalogue["dec"].to_numpy(), read_table(truth), MATCH_ARCSEC)
     _draw(places, catalogue, labels == 1, tiles, checkpoint)
     seconds = time.monotonic() - started
+    kept, detected = judged.figures["tp"], judged.figures["truth_lsbg_detected"]
     text = (
-        *found.text,
+        found.text[0],
         *scored.text,
-        *judged.text,
+        *judged.text[:-1],
+        f"of the {detected} LSBGs that were detected and pass the cuts, the network keeps {kept / max(detected, 1):.1%}",
         "",
         *_best(catalogue, labels == 1),
         "",

@@ -69,7 +69,7 @@ def prepare(cutouts: Cutouts, recipe: Recipe, source: str) -> TrainingSet:
             f"is for {recipe.fov_arcsec} arcsec with {recipe.stretch}; make the cut-outs again with "
             "`deepshadows cutouts`, or set fov_arcsec and stretch in the recipe"
         )
-    labels = _labels(cutouts, source)
+    labels = labels_of(cutouts, source)
     fatal, unlabelled = schema.is_fatal(cutouts.flags), labels < 0
     left_out = schema.count_flags(cutouts.flags[fatal] & schema.FATAL_BITS)
     if count := int(np.count_nonzero(unlabelled & ~fatal)):
@@ -93,7 +93,8 @@ def prepare(cutouts: Cutouts, recipe: Recipe, source: str) -> TrainingSet:
     )
 
 
-def _labels(cutouts: Cutouts, source: str) -> NDArray[np.int8]:
+def labels_of(cutouts: Cutouts, source: str) -> NDArray[np.int8]:
+    """Labels 1, 0 and -1 (none), shape (N,); an `InputError` where there are no or unknown ones."""
     if cutouts.label is None or (cutouts.label < 0).all():
         raise InputError(f"{source}: the cut-outs have no labels; add them with `deepshadows cutouts --truth F`")
     unknown = np.unique(cutouts.label[~np.isin(cutouts.label, (-1, 0, 1))])

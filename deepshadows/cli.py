@@ -108,6 +108,11 @@ def _report(verb: str, work: typing.Callable[[], Summary], as_json: bool) -> int
     except Failure as error:
         record.update(exit_code=int(error.exit_code), error=str(error))
         click.echo(f"error: {error}", err=True)
+    except Exception as error:
+        record.update(exit_code=int(ExitCode.FAILED), error=f"{type(error).__name__}: {error}")
+        if as_json:
+            click.echo(json.dumps(record))
+        raise
     record["seconds"] = round(time.monotonic() - started, 3)
     if as_json:
         click.echo(json.dumps(record))

@@ -14,7 +14,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 IMAGE_SHAPE = (64, 64, 3)
-"""Rows (north up in DES tiles), columns, channels R, G, B = z, r, g."""
+"""Rows from north to south, columns from east to west (as a picture is seen), channels R, G, B = z, r, g."""
+SHAPE_TEXT = "64,64,3"
 IMAGE_BYTES = 64 * 64 * 3
 
 
@@ -116,7 +117,7 @@ def image_field(fov_arcsec: float, stretch: str, bands: Iterable[str]) -> pa.Fie
     A uint8 tensor column would become INT32 in Parquet: 4 times the bytes, 11 times the CPU.
     """
     metadata = {
-        "shape": "64,64,3",
+        "shape": SHAPE_TEXT,
         "dtype": "uint8",
         "fov_arcsec": repr(float(fov_arcsec)),
         "stretch": stretch,

@@ -31,7 +31,7 @@ from obstore.exceptions import (
 )
 from obstore.store import LocalStore, S3Store
 
-from deepshadows.outcomes import ForbiddenError, NotFoundError, StorageError, UsageError
+from deepshadows.outcomes import ForbiddenError, InputError, NotFoundError, StorageError, UsageError
 
 _FORBIDDEN = re.compile(
     r"InvalidAccessKeyId|SignatureDoesNotMatch|AccessDenied|403 Forbidden|CredentialsNotLoaded"  # obstore
@@ -299,3 +299,13 @@ class _RangeFile(io.RawIOBase):
 def open_reader(url: str, buffer_bytes: int = 32 * 1024) -> io.BufferedReader:
     """A seekable file that fetches ranges as they are read: for headers."""
     return io.BufferedReader(_RangeFile(url), buffer_bytes)
+
+
+def arrow_failure(url: str, error: Exception) -> InputError | StorageError:
+    """What an error of Arrow means: the store did not answer, or the file is damaged.
+
+    Arrow raises OSError for both; only those of the operating system have an errno, and those of S3 name AWS.
+    """
+    if isinstance(error, OSError) and (error.errno is not None or "AWS Error" in str(error)):
+        return StorageError(f"{url}: reading failed: {error}")
+    return InputError(f"{url}: not a readable Parquet file: {error}")

@@ -37,6 +37,7 @@ def ray_local(object_store: SeaweedFS) -> Iterator[None]:
             address="local",
             num_cpus=4,
             include_dashboard=False,
+            _node_ip_address="127.0.0.1",
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
@@ -44,15 +45,21 @@ def ray_local(object_store: SeaweedFS) -> Iterator[None]:
         ray.shutdown()
 
 
-@pytest.fixture
-def bucket(object_store: SeaweedFS) -> str:
-    """A fresh bucket, as `s3://name`."""
+@pytest.fixture(scope="session")
+def session_bucket(object_store: SeaweedFS) -> str:
+    """The one bucket of all tests: SeaweedFS gives each bucket volumes of its own, and has none left after some 80."""
     return object_store.create_bucket(f"test-{uuid.uuid4().hex[:12]}")
+
+
+@pytest.fixture
+def bucket(session_bucket: str) -> str:
+    """A fresh prefix in the bucket of the session, as `s3://name/prefix`."""
+    return f"{session_bucket}/{uuid.uuid4().hex}"
 
 
 @pytest.fixture(params=["local", "s3"])
 def place(request: pytest.FixtureRequest) -> str:
-    """A folder that is not there yet: below a temporary directory, then below a fresh bucket."""
+    """A folder that is not there yet: below a temporary directory, then below a fresh prefix of a bucket."""
     if request.param == "local":
         return str(request.getfixturevalue("tmp_path") / "place")
     return f"{request.getfixturevalue('bucket')}/place"

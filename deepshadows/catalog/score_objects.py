@@ -61,7 +61,10 @@ def read_scores(source: ScoreSource, columns: list[str] | None = None) -> pa.Tab
             parquet = pq.ParquetFile(file)
             table = parquet.read(columns)
         except (pa.ArrowException, OSError) as error:
-            raise InputError(_changed(source, f"it cannot be read ({error})")) from error
+            failure = storage.arrow_failure(source.url, error)
+            if isinstance(failure, InputError):
+                failure = InputError(_changed(source, f"it cannot be read ({error})"))
+            raise failure from error
     footer = parquet.schema_arrow.metadata or {}
     if footer.get(FINGERPRINT_KEY, b"").decode() != source.fingerprint:
         raise InputError(_changed(source, "it belongs to another run"))

@@ -22,9 +22,15 @@ TTL_S = 30.0
 _POLL_S = 0.5
 
 
-def _boot_id() -> str:
-    path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.exists() else ""
+def _host() -> str:
+    """This boot of this machine and this namespace of process ids; empty where the system does not tell.
+
+    Containers of one machine share its boot id, but cannot see each other's processes.
+    """
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
 
 
 def _process_start(pid: int) -> str:
@@ -81,7 +87,7 @@ class Lease:
             "token": self.token,
             "generation": self._generation,
             "beat": self._beat,
-            "boot": _boot_id(),
+            "host": _host(),
             "pid": pid,
             "started": _process_start(pid),
             "released": released,
@@ -121,7 +127,7 @@ class Lease:
     def _is_dead(holder: dict[str, Any]) -> bool:
         if holder.get("released"):
             return True
-        here = bool(holder.get("boot")) and holder.get("boot") == _boot_id()
+        here = bool(holder.get("host")) and holder.get("host") == _host()
         return bool(here and _process_start(int(holder.get("pid", 0))) != holder.get("started"))
 
     def _put(self, *, released: bool = False) -> bool:

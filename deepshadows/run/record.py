@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import uuid
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -52,21 +53,24 @@ def read_record(run: str) -> RunRecord | None:
         raise InputError(f"{url}: not a run record of this version of DeepShadows: {error}") from error
 
 
-def claim_directory(record: RunRecord, run: str) -> bool:
-    """Write the record, or check that the directory is this run's; True where the run is new.
+def check_owner(record: RunRecord, run: str) -> bool:
+    """True where the directory is this run's already, False where it is nobody's.
 
     Raises
     ------
     UsageError
-        The directory belongs to another run, or holds something else.
+        The directory belongs to another run.
     """
-    url = storage.join(run, "run.json")
-    if storage.create(url, record.model_dump_json(indent=1).encode()):
-        return True
     existing = read_record(run)
-    if existing is None or existing.fingerprint != record.fingerprint:
+    if existing is not None and existing.fingerprint != record.fingerprint:
         raise UsageError(f"{run}: belongs to another run (other input, settings or weights); give another --output")
-    return False
+    return existing is not None
+
+
+def claim_directory(record: RunRecord, run: str) -> None:
+    """Write the record, or find it there; another run's is a `UsageError`."""
+    if not storage.create(storage.join(run, "run.json"), record.model_dump_json(indent=1).encode()):
+        check_owner(record, run)
 
 
 def check_directory(run: str) -> None:
@@ -89,8 +93,7 @@ def check_directory(run: str) -> None:
 
 def check_fencing(run: str) -> None:
     """Refuse a store that does not honour If-None-Match: it could not tell two drivers apart."""
-    canary = storage.join(run, ".canary")
-    storage.create(canary, b"1")
-    if storage.create(canary, b"2"):
+    canary = storage.join(run, f".canary-{uuid.uuid4().hex}")
+    if not storage.create(canary, b"1") or storage.create(canary, b"2"):
         raise StorageError(f"{run}: this store ignores If-None-Match, so two drivers could both commit; use another")
     storage.delete(canary)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ class Receipt:
     quarantined: bool = False
     reason: str = ""
     flag_counts: str = "{}"
+    engine: str = ""
 
 
 def score_url(run: str, unit: str) -> str:
@@ -72,7 +74,7 @@ def first_occurrences(object_id: pa.Array) -> NDArray[np.bool_]:
     return first
 
 
-def commit(run: str, unit: Unit, table: pa.Table, fingerprint: str) -> Receipt:
+def commit(run: str, unit: Unit, table: pa.Table, fingerprint: str, engine: str) -> Receipt:
     """Put the score object of a unit; one that was there already is the same and stays.
 
     The footer carries unit, fingerprint, rows and scored rows, so a listing can be checked without reading rows.
@@ -87,11 +89,12 @@ def commit(run: str, unit: Unit, table: pa.Table, fingerprint: str) -> Receipt:
         b"deepshadows.rows": str(table.num_rows).encode(),
         b"deepshadows.scored": str(scored).encode(),
         b"deepshadows.flags": flag_counts.encode(),
+        b"deepshadows.engine": engine.encode(),
     }
     sink = io.BytesIO()
     pq.write_table(table.replace_schema_metadata(footer), sink, compression="zstd", use_dictionary=["unit", "run"])
     storage.create(score_url(run, unit.unit), sink.getvalue())
-    return Receipt(unit=unit.unit, rows=table.num_rows, scored=scored, flag_counts=flag_counts)
+    return Receipt(unit=unit.unit, rows=table.num_rows, scored=scored, flag_counts=flag_counts, engine=engine)
 
 
 def committed(run: str) -> dict[str, storage.StoredObject]:
@@ -114,7 +117,7 @@ def read_receipts(entries: dict[str, storage.StoredObject], fingerprint: str) ->
         try:
             footer = pq.read_schema(storage.open_arrow(entry.url)).metadata or {}
         except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{entry.url}: damaged score object; delete it and run again: {error}") from error
+            raise storage.arrow_failure(entry.url, error) from error
         if footer.get(b"deepshadows.fingerprint", b"").decode() != fingerprint:
             raise InputError(f"{entry.url}: belongs to another run; give another --output")
         return Receipt(
@@ -122,10 +125,22 @@ def read_receipts(entries: dict[str, storage.StoredObject], fingerprint: str) ->
             rows=int(footer[b"deepshadows.rows"]),
             scored=int(footer[b"deepshadows.scored"]),
             flag_counts=footer[b"deepshadows.flags"].decode(),
+            engine=footer[b"deepshadows.engine"].decode(),
         )
 
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:
         return list(pool.map(one, entries.items()))
+
+
+def _quarantine_url(run: str, unit: str) -> str:
+    return storage.join(run, "quarantine", f"{unit}.json")
+
+
+def forget_quarantine(run: str, units: Container[str]) -> None:
+    """Delete the records of units that were read after all, by an earlier driver's rerun."""
+    for entry in storage.list_objects(storage.join(run, "quarantine"), (".json",)):
+        if storage.name_of(entry.url).removesuffix(".json") in units:
+            storage.delete(entry.url)
 
 
 def quarantine(run: str, unit: Unit, reason: str) -> Receipt:
@@ -139,5 +154,5 @@ def quarantine(run: str, unit: Unit, reason: str) -> Receipt:
         "rows": unit.rows,
         "reason": reason,
     }
-    storage.write(storage.join(run, "quarantine", f"{unit.unit}.json"), json.dumps(record, indent=1).encode())
+    storage.write(_quarantine_url(run, unit.unit), json.dumps(record, indent=1).encode())
     return Receipt(unit=unit.unit, rows=unit.rows, scored=0, quarantined=True, reason=reason)

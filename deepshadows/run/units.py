@@ -49,7 +49,7 @@ class Unit:
     tile : str
         Tile id, else empty.
     source : str
-        JSON of the tile's bands (`BandSource` fields), or the reason of an unreadable object.
+        JSON of the tile's `bands` (`BandSource` fields) and `problems`, or the reason of an unreadable object.
     """
 
     unit: str
@@ -117,19 +117,21 @@ def fingerprint(settings: dict[str, Any], weights_sha256: str, units: Iterable[U
     return digest.hexdigest()
 
 
-def write_plan(run: str, units: list[Unit]) -> None:
-    """Write the plan below RUN/units."""
+def write_plan(run: str, name: str, units: list[Unit]) -> None:
+    """Write the plan as RUN/units/NAME-*.parquet."""
     for number, start in enumerate(range(0, max(len(units), 1), UNITS_PER_FILE)):
         rows = [asdict(unit) for unit in units[start : start + UNITS_PER_FILE]]
         sink = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, schema=UNIT_SCHEMA), sink, compression="zstd")
-        storage.write(storage.join(run, "units", f"plan-{number:05d}.parquet"), sink.getvalue())
+        storage.write(storage.join(run, "units", f"{name}-{number:05d}.parquet"), sink.getvalue())
 
 
-def read_plan(run: str) -> list[Unit]:
-    """The plan of a run."""
+def read_plan(run: str, name: str) -> list[Unit]:
+    """The plan that was written as NAME."""
     units: list[Unit] = []
     for entry in storage.list_objects(storage.join(run, "units"), (".parquet",)):
+        if not storage.name_of(entry.url).startswith(name):
+            continue
         table = pq.read_table(io.BytesIO(storage.read(entry.url)), schema=UNIT_SCHEMA)
         units.extend(Unit(**row) for row in table.to_pylist())
     return units

@@ -1,6 +1,6 @@
 """Positions on a tile in; network images and flags out. numpy only: no I/O, no Ray, no torch.
 
-Images are (row, column, channel) with channels R, G, B = z, r, g. Tiles within 1 % of 0.262"/px are binned 2x2 on
+Images are (row, column, channel), north up and east left, channels R, G, B = z, r, g. Tiles within 1 % of 0.262"/px are binned 2x2 on
 a grid anchored at tile pixel 0 (mean of the valid pixels), so a cut-out's pixels do not depend on how many others
 are cut; all other scales are resampled, area-weighted when shrinking and linear when enlarging.
 """
@@ -19,7 +19,7 @@ from deepshadows.sky.tiles import Tile
 
 NATIVE_SCALE_ARCSEC = 0.262
 SCALE_TOLERANCE = 0.01
-METHOD = "bin2-mean or area/linear, version 1"
+METHOD = "bin2-mean or area/linear, north up, east left, version 1"
 """Recorded with every run: another method gives other pixels."""
 
 _SOME_MASKED, _SATURATED = 64, 128  # bits of the status plane; bit b (< 6) says that channel b has no valid pixel
@@ -80,8 +80,19 @@ def cut(tile: Tile, ra: NDArray[np.float64], dec: NDArray[np.float64], geometry:
         edges = x[inside] + 0.5, y[inside] + 0.5
         native = is_native(tile.pixel_scale_arcsec, geometry)
         images[inside], flags[inside] = (_cut_binned if native else _cut_resampled)(tile, *edges, geometry)
+    images = _as_seen(images, tile)
     images[(flags & (Flag.OFF_TILE.bit | Flag.ALL_MASKED.bit)) != 0] = 0
     return Stack(images, flags)
+
+
+def _as_seen(images: NDArray[np.uint8], tile: Tile) -> NDArray[np.uint8]:
+    """Mirror so that north is up (row 0) and east is left, as pictures of the sky are; rotations stay."""
+    matrix = tile.wcs.pixel_scale_matrix
+    if matrix[1, 1] > 0:  # dec grows with the row
+        images = images[:, ::-1]
+    if matrix[0, 0] > 0:  # ra grows with the column
+        images = images[:, :, ::-1]
+    return np.ascontiguousarray(images)
 
 
 def is_native(pixel_scale_arcsec: float, geometry: Geometry) -> bool:
@@ -220,7 +231,7 @@ def _cut_resampled(
             flags[number] |= Flag.PARTIAL_FIELD.bit
         if not valid.all():
             flags[number] |= Flag.SOME_MASKED.bit
-        if not valid.any((1, 2)).all():
+        if not (weight > 1e-6).any((1, 2)).all():
             flags[number] |= Flag.ALL_MASKED.bit
         if tile.saturated[patch].any():
             flags[number] |= Flag.SATURATED.bit

@@ -45,22 +45,40 @@ class Detections:
         return len(self.ra)
 
 
-def read_table(url: str) -> pa.Table:
-    """A table from Parquet, FITS or CSV, by its suffix, or a folder of Parquet files."""
+def read_table(url: str, id_column: str = "object_id") -> pa.Table:
+    """A table from Parquet, FITS or CSV, by its suffix, or a folder of such files.
+
+    Identifiers stay as given: those of a CSV are integers only where that loses nothing (no leading zeros).
+    """
     name = url.lower()
     try:
         if name.endswith(".parquet"):
             return pq.read_table(storage.open_arrow(url))
         if name.endswith(".csv"):
-            return pyarrow.csv.read_csv(io.BytesIO(storage.read(url)))
+            as_text = pyarrow.csv.ConvertOptions(column_types={id_column: pa.string()})
+            return _ids_as_given(
+                pyarrow.csv.read_csv(io.BytesIO(storage.read(url)), convert_options=as_text), id_column
+            )
         if name.endswith((".fits", ".fits.gz", ".fit")):
             return _read_fits(url)
         files = storage.list_objects(url, TABLE_SUFFIXES)
         if files and all(file.url != url for file in files):
-            return pa.concat_tables([read_table(file.url) for file in files], promote_options="default")
+            return pa.concat_tables([read_table(file.url, id_column) for file in files], promote_options="default")
     except (pa.ArrowException, ValueError, TypeError) as error:
         raise InputError(f"{url}: not a readable table: {error}") from error
     raise UsageError(f"{url}: no table there (.parquet, .fits or .csv)")
+
+
+def _ids_as_given(table: pa.Table, name: str) -> pa.Table:
+    if name not in table.column_names:
+        return table
+    try:
+        numbers = table[name].cast(pa.int64())
+    except pa.ArrowInvalid:
+        return table
+    if not numbers.cast(pa.string()).equals(table[name]):
+        return table
+    return table.set_column(table.column_names.index(name), name, numbers)
 
 
 def _read_fits(url: str) -> pa.Table:
@@ -69,6 +87,7 @@ def _read_fits(url: str) -> pa.Table:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             table = Table.read(data, format="fits")
+            table.convert_bytestring_to_unicode()
     except (OSError, ValueError, IndexError) as error:
         raise InputError(f"{url}: not a readable FITS table: {error}") from error
     return pa.Table.from_pandas(table.to_pandas(), preserve_index=False)
@@ -82,7 +101,7 @@ def read_detections(url: str, columns: Columns) -> Detections:
     InputError
         A column is missing, ra or dec are not float64, identifiers are null or not integers or strings.
     """
-    table = read_table(url)
+    table = read_table(url, columns.id_column)
     wanted = (columns.id_column, columns.ra_column, columns.dec_column)
     missing = [name for name in wanted if name not in table.column_names]
     if missing:

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 
 from deepshadows import storage
 from deepshadows.outcomes import InputError
-from deepshadows.schema import IMAGE_BYTES, IMAGE_SHAPE, Flag, cutout_schema, image_field, image_metadata
+from deepshadows.schema import IMAGE_BYTES, IMAGE_SHAPE, SHAPE_TEXT, Flag, cutout_schema, image_field, image_metadata
 from deepshadows.sky.cutouts import Geometry, bring_to_field
 
 ROW_GROUP_ROWS = 1000
-NPZ_BYTES_MAX = 8 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +126,7 @@ def open_shard(url: str) -> pq.ParquetFile:
     try:
         file = pq.ParquetFile(storage.open_arrow(url), memory_map=False, pre_buffer=True)
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{url}: not a readable Parquet file: {error}") from error
+        raise storage.arrow_failure(url, error) from error
     names = file.schema_arrow.names
     if "image" not in names or "object_id" not in names:
         raise InputError(f"{url}: not a cut-out shard: columns image and object_id are needed, it has {names}")
@@ -158,6 +157,9 @@ def cutouts_from_table(table: pa.Table, url: str) -> Cutouts:
     flags = table["flags"].to_numpy().astype(np.int32) if "flags" in table.column_names else np.zeros(count, np.int32)
     ra, dec, position_flags = positions(table, url)
     images, image_flags = _images(table["image"].combine_chunks())
+    stated = image_metadata(table.schema)
+    if (stated.get("shape", SHAPE_TEXT), stated.get("dtype", "uint8")) != (SHAPE_TEXT, "uint8"):
+        image_flags |= Flag.BAD_SHAPE.bit
     label = None
     if "label" in table.column_names:
         label = table["label"].fill_null(-1).to_numpy().astype(np.int8)

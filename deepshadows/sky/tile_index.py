@@ -7,7 +7,6 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -128,25 +127,6 @@ _INDEX_SCHEMA = pa.schema(
 )
 
 
-def tiles_from_rows(rows: list[dict[str, Any]]) -> tuple[TileFiles, ...]:
-    """Tiles from rows of `TileIndex.to_table`."""
-    grouped: dict[str, dict[str, BandSource]] = defaultdict(dict)
-    for row in rows:
-        grouped[row["tile"]][row["band"]] = BandSource(
-            url=row["url"],
-            etag=row["etag"],
-            size_bytes=row["size_bytes"],
-            science_hdu=row["science_hdu"],
-            weight_hdu=row["weight_hdu"],
-            mask_hdu=row["mask_hdu"],
-            plane=row["plane"],
-            shape=(row["height_pix"], row["width_pix"]),
-            zero_point=row["zero_point"],
-            wcs_header=row["wcs"],
-        )
-    return tuple(TileFiles(tile, bands) for tile, bands in sorted(grouped.items()))
-
-
 def unit_vectors(ra: NDArray[np.float64], dec: NDArray[np.float64]) -> NDArray[np.float64]:
     """Points on the unit sphere, float64 (N, 3); ra and dec in degrees."""
     ra_rad, dec_rad = np.radians(ra), np.radians(dec)
@@ -179,15 +159,31 @@ def scan_tiles(url: str, zero_point: float | None = None) -> TileIndex:
                 grouped[tile_id][band] = source
         except InputError as error:
             problems.append((entry.url, str(error)))
-    tiles = tuple(TileFiles(tile, bands) for tile, bands in sorted(grouped.items()) if bands)
+    lacking: dict[str, list[str]] = defaultdict(list)
+    for problem_url, reason in problems:
+        lacking[_named_tile(problem_url)].append(reason)
+    tiles = tuple(
+        TileFiles(tile, bands, tuple(lacking.get(tile, ()))) for tile, bands in sorted(grouped.items()) if bands
+    )
     return TileIndex(tiles, tuple(problems))
+
+
+def _stem(url: str) -> str:
+    name = storage.name_of(url)
+    for suffix in sorted(FITS_SUFFIXES, key=len, reverse=True):
+        name = name.removesuffix(suffix)
+    return name
+
+
+def _named_tile(url: str) -> str:
+    """The tile that a file belongs to by its name alone."""
+    match = _NAME.match(_stem(url))
+    return match["tile"] if match and match["tile"] else _stem(url)
 
 
 def _bands_of(entry: storage.StoredObject, zero_point: float | None) -> Iterator[tuple[str, str, BandSource]]:
     """Bands found in one FITS file."""
-    name = storage.name_of(entry.url)
-    for suffix in sorted(FITS_SUFFIXES, key=len, reverse=True):
-        name = name.removesuffix(suffix)
+    name = _stem(entry.url)
     with storage.open_reader(entry.url) as reader, open_fits(reader, entry.url) as hdus:
         headers = _image_headers(hdus, entry.url)
     science = [number for number, header in headers.items() if _kind(header) == "science"]

@@ -24,6 +24,8 @@ from deepshadows.outcomes import InputError
 NANOMAGGY_ZERO_POINT = 22.5
 MAX_TILE_PIXELS = 40_000 * 40_000
 """A header that declares more is not believed."""
+BAD_PLANES = ("BAD", "NO_DATA", "CR", "EDGE", "SUSPECT", "UNMASKEDNAN")
+"""Planes of LSST and HSC masks that make a pixel useless."""
 SCALE_RANGE_ARCSEC = (0.02, 10.0)
 """Pixel scales outside are a degenerate WCS."""
 
@@ -46,10 +48,11 @@ class BandSource:
 
 @dataclass(frozen=True)
 class TileFiles:
-    """One tile of the index: its bands and where they are."""
+    """One tile of the index: where its bands are, and why files that seem to be its own are not among them."""
 
     tile_id: str
     bands: Mapping[str, BandSource] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
 
     @property
     def reference(self) -> BandSource:
@@ -168,7 +171,7 @@ def _check_same_grid(tile_id: str, band_a: str, a: BandSource, band_b: str, b: B
     corners = np.array([[0, 0], [0, a.shape[0]], [a.shape[1], 0], [a.shape[1], a.shape[0]]], dtype=float)
     wcs_a = celestial_wcs(fits.Header.fromstring(a.wcs_header), a.url)
     wcs_b = celestial_wcs(fits.Header.fromstring(b.wcs_header), b.url)
-    offset_pix = wcs_b.all_world2pix(wcs_a.all_pix2world(corners, 0), 0) - corners
+    offset_pix = wcs_b.all_world2pix(wcs_a.all_pix2world(corners, 0), 0, quiet=True) - corners
     if not np.all(np.abs(offset_pix) < 0.5):
         raise InputError(
             f"tile {tile_id}: bands differ in WCS by up to {np.nanmax(np.abs(offset_pix)):.2f} px: "
@@ -197,15 +200,34 @@ def _read_band(
     if source.weight_hdu is not None:
         valid &= _pixels(hdus, source.weight_hdu, source) > 0
     saturated = np.zeros(data.shape, dtype=bool)
-    if (limit := float(header.get("SATURATE", 0) or 0)) > 0:
+    if (limit := _number(header, "SATURATE")) > 0:
         saturated = valid & (data >= limit)
     if source.mask_hdu is not None:
-        mask = _pixels(hdus, source.mask_hdu, source)
-        bits = np.int64(hdus[source.mask_hdu].header.get("SATBIT", 0) or 0)
-        saturated |= (mask.astype(np.int64) & bits) != 0
-        valid &= (mask.astype(np.int64) & ~bits) == 0
+        mask = _pixels(hdus, source.mask_hdu, source).astype(np.int64)
+        bad_bits, saturated_bits = _mask_bits(hdus[source.mask_hdu].header)
+        saturated |= (mask & saturated_bits) != 0
+        valid &= (mask & bad_bits) == 0
     factor = np.float32(10 ** (0.4 * (NANOMAGGY_ZERO_POINT - source.zero_point)))
     return np.where(valid, data * factor, np.float32(0)), valid, saturated & valid
+
+
+def _number(header: fits.Header, key: str) -> float:
+    """A numeric keyword, 0 where it is missing or text."""
+    value = header.get(key, 0)
+    return float(value) if isinstance(value, (int, float)) and np.isfinite(value) else 0.0
+
+
+def _mask_bits(header: fits.Header) -> tuple[int, int]:
+    """Bits that make a pixel invalid, and bits that say it is saturated.
+
+    LSST and HSC masks name their planes in MP_* cards, and most of those (DETECTED, ...) say nothing bad of a pixel.
+    Elsewhere every bit is bad but SATBIT, a value that our simulated tiles state.
+    """
+    planes = {key[3:]: 1 << int(header[key]) for key in header if key.startswith("MP_")}
+    if planes:
+        return sum(planes.get(name, 0) for name in BAD_PLANES), planes.get("SAT", 0)
+    saturated_bits = int(_number(header, "SATBIT"))
+    return ~saturated_bits, saturated_bits
 
 
 def _pixels(hdus: fits.HDUList, number: int, source: BandSource) -> NDArray[Any]:

@@ -8,8 +8,8 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,10 +17,11 @@ import ray
 import ray.data
 
 from deepshadows import storage
+from deepshadows.model import checkpoint
 from deepshadows.outcomes import ExitCode, Failure, HeldError, InputError, StorageError, Summary
 from deepshadows.run.lease import Lease
 from deepshadows.run.manifest import Manifest, QuarantinedUnit, ScoreObject, manifest_url, read_manifest
-from deepshadows.run.scores import Receipt, committed, read_receipts
+from deepshadows.run.scores import Receipt, committed, forget_quarantine, read_receipts
 from deepshadows.run.units import Unit, UnitKind
 from deepshadows.schema import Flag, id_field
 from deepshadows.settings import Classify
@@ -34,15 +35,6 @@ NO_PROGRESS_TIMEOUT_S = 900.0
 TASKS_IN_FLIGHT = 2
 
 
-@dataclass
-class _Tally:
-    """What has been done, by unit."""
-
-    receipts: dict[str, Receipt] = field(default_factory=dict)
-    engines: set[str] = field(default_factory=set)
-    scored_here: int = 0
-
-
 def run(settings: Classify) -> Summary:
     """Plan, score what is missing, check that every planned row is accounted for, commit.
 
@@ -53,40 +45,47 @@ def run(settings: Classify) -> Summary:
     HeldError
         Another driver works on this run or has committed it.
     """
-    started = time.monotonic()
     settings = settings.model_copy(
         update={
             name: storage.normalise(value)
-            for name in ("input", "output", "detections")
+            for name in ("input", "output", "detections", "checkpoint")
             if (value := getattr(settings, name)) is not None
         }
     )
     target = settings.output
+    checkpoint.load(settings.checkpoint)  # weights that do not fit their card are refused before anything is written
     planned = plan(settings, target)
     if storage.exists(manifest_url(target)):
-        return _summary(target, read_manifest(target), scored_here=0, seconds=0.0)
+        return _summary(target, read_manifest(target), scored_here=0)
     with Lease(target) as lease:
-        tally = _Tally()
-        done = committed(target)
-        for receipt in read_receipts(
-            {unit.unit: done[unit.unit] for unit in planned.units if unit.unit in done}, planned.record.fingerprint
-        ):
-            tally.receipts[receipt.unit] = receipt
-        missing = [unit for unit in planned.units if unit.unit not in tally.receipts]
-        scoring_started = time.monotonic()
+        if storage.exists(manifest_url(target)):  # committed while this driver waited for the lease
+            return _summary(target, read_manifest(target), scored_here=0)
+        receipts = _earlier_receipts(target, planned)
+        missing = [unit for unit in planned.units if unit.unit not in receipts]
+        started = time.monotonic()
+        scored_here = 0
         if missing:
             with ray_session(settings.address):
-                for receipt in _score(settings, target, planned, missing, tally):
+                for receipt in _score(settings, target, planned, missing):
                     lease.check()
-                    tally.receipts[receipt.unit] = receipt
-        seconds = time.monotonic() - scoring_started
+                    receipts[receipt.unit] = receipt
+                    scored_here += receipt.scored
+        seconds = time.monotonic() - started
         lease.check()
-        _write_rejects(target, planned, tally)
-        manifest = _manifest(target, planned, tally, lease.token, seconds)
+        manifest = _manifest(target, planned, receipts, lease.token, seconds)
+        _write_rejects(target, planned, receipts)
+        forget_quarantine(target, {key for key, receipt in receipts.items() if not receipt.quarantined})
         lease.check()
         if not storage.create(manifest_url(target), manifest.model_dump_json().encode()):
             raise HeldError(f"{target}: another driver has committed this run")
-    return _summary(target, manifest, scored_here=tally.scored_here, seconds=time.monotonic() - started)
+    return _summary(target, manifest, scored_here=scored_here)
+
+
+def _earlier_receipts(target: str, planned: Planned) -> dict[str, Receipt]:
+    """What an earlier driver of this run committed, by unit; quarantined units are tried again."""
+    done = committed(target)
+    mine = {unit.unit: done[unit.unit] for unit in planned.units if unit.unit in done}
+    return {receipt.unit: receipt for receipt in read_receipts(mine, planned.record.fingerprint)}
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class _Placement:
     cpus: float
     gpus: float
     threads: int
-    device: str
+    device: Literal["cpu", "cuda"]
 
 
 def _place(settings: Classify) -> _Placement:
@@ -107,16 +106,16 @@ def _place(settings: Classify) -> _Placement:
     if gpus:
         scorers = settings.scorers or gpus
         return _Placement(scorers, 1, min(1.0, gpus / scorers), settings.threads or 1, "cuda")
-    nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
-    node_cpus = int(max(1, min(cpus for cpus in nodes if cpus)))
-    scorers = settings.scorers or len([cpus for cpus in nodes if cpus])
+    nodes = [cpus for node in ray.nodes() if node["Alive"] and (cpus := node["Resources"].get("CPU", 0))]
+    node_cpus = int(max(1, min(nodes)))
+    scorers = settings.scorers or len(nodes)
     per_node = -(-scorers // len(nodes))
     return _Placement(
         scorers, max(1, (node_cpus - 1) // per_node), 0, settings.threads or max(1, node_cpus // per_node), "cpu"
     )
 
 
-def _score(settings: Classify, target: str, planned: Planned, missing: list[Unit], tally: _Tally) -> Iterator[Receipt]:
+def _score(settings: Classify, target: str, planned: Planned, missing: list[Unit]) -> Iterator[Receipt]:
     """Stream units through scorer actors; one receipt each, as they are committed."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -139,16 +138,11 @@ def _score(settings: Classify, target: str, planned: Planned, missing: list[Unit
         num_cpus=placement.cpus,
         num_gpus=placement.gpus,
     )
-    names = {unit.unit: unit for unit in missing}
     try:
         for row in track(dataset.iter_rows(), "scoring units", total=len(missing)):
             if failure := row.pop("failure"):
-                raise StorageError(f"{failure}; mend it and run the same command again to go on")
-            tally.engines.add(row.pop("engine"))
-            receipt = Receipt(**row)
-            assert receipt.unit in names
-            tally.scored_here += 0 if receipt.quarantined else receipt.scored
-            yield receipt
+                raise StorageError(f"{failure}; when the store answers, run the same command again to go on")
+            yield Receipt(**row)
     except ray.exceptions.RayError as error:
         last_line = str(error).strip().splitlines()[-1]
         raise Failure(f"scoring stopped: {last_line}; run the same command again to go on") from error
@@ -168,13 +162,13 @@ def _rejected(unit: Unit, id_type: pa.DataType) -> pa.Array:
     return pa.array([], id_type)
 
 
-def _write_rejects(target: str, planned: Planned, tally: _Tally) -> None:
+def _write_rejects(target: str, planned: Planned, receipts: dict[str, Receipt]) -> None:
     """RUN/rejects.parquet: identifiers of detections off every tile and of quarantined units, with the reason."""
     id_type = pa.string() if planned.record.id_type == "string" else pa.int64()
     schema = pa.schema([id_field(id_type), ("unit", pa.string()), ("reason", pa.string())])
     parts = [schema.empty_table()]
     for unit in planned.units:
-        receipt = tally.receipts[unit.unit]
+        receipt = receipts[unit.unit]
         if unit.kind == UnitKind.UNPLACED:
             detections = detections_of(unit)
             reasons = [" ".join(Flag.names(int(flags))) for flags in detections.flags]
@@ -194,15 +188,15 @@ def _write_rejects(target: str, planned: Planned, tally: _Tally) -> None:
     storage.write(storage.join(target, "rejects.parquet"), sink.getvalue())
 
 
-def _manifest(target: str, planned: Planned, tally: _Tally, driver: str, seconds: float) -> Manifest:
+def _manifest(target: str, planned: Planned, receipts: dict[str, Receipt], driver: str, seconds: float) -> Manifest:
     """Account for every planned unit by what the store holds, not by what actors said."""
     stored = committed(target)
     by_unit = {unit.unit: unit for unit in planned.units}
-    good = {key: receipt for key, receipt in tally.receipts.items() if not receipt.quarantined}
-    lost = [key for key in by_unit if key not in tally.receipts or (key in good and key not in stored)]
+    good = {key: receipt for key, receipt in receipts.items() if not receipt.quarantined}
+    lost = [key for key in by_unit if key not in receipts or (key in good and key not in stored)]
     if lost:
         raise Failure(f"{target}: {len(lost)} units have no score object, e.g. {by_unit[lost[0]].name}; run it again")
-    bad = [receipt for receipt in tally.receipts.values() if receipt.quarantined]
+    bad = [receipt for receipt in receipts.values() if receipt.quarantined]
     counts: Counter[str] = Counter()
     for receipt in good.values():
         counts.update(json.loads(receipt.flag_counts))
@@ -214,7 +208,7 @@ def _manifest(target: str, planned: Planned, tally: _Tally, driver: str, seconds
         settings=planned.record.settings,
         checkpoint=planned.record.checkpoint,
         preprocessing=planned.record.preprocessing,
-        engine=", ".join(sorted(tally.engines)) or "none",
+        engine=", ".join(sorted({receipt.engine for receipt in good.values()})) or "none",
         versions=planned.record.versions,
         id_type=planned.record.id_type,
         units_planned=len(planned.units),
@@ -247,8 +241,8 @@ def _manifest(target: str, planned: Planned, tally: _Tally, driver: str, seconds
     )
 
 
-def _summary(target: str, manifest: Manifest, *, scored_here: int, seconds: float) -> Summary:
-    rate = scored_here / seconds if seconds else 0.0
+def _summary(target: str, manifest: Manifest, *, scored_here: int) -> Summary:
+    rate = scored_here / manifest.seconds if manifest.seconds else 0.0
     figures: dict[str, Any] = {
         "rows_planned": manifest.rows_planned,
         "rows_scored": manifest.rows_scored,
@@ -258,7 +252,7 @@ def _summary(target: str, manifest: Manifest, *, scored_here: int, seconds: floa
         "units_done": manifest.units_done,
         "units_quarantined": manifest.units_quarantined,
         "rows_scored_here": scored_here,
-        "images_per_s": round(manifest.rows_scored / manifest.seconds, 1) if scored_here and manifest.seconds else None,
+        "images_per_s": round(rate, 1) if scored_here else None,
         "engine": manifest.engine,
     }
     text = [

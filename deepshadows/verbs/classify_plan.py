@@ -37,7 +37,6 @@ class Planned:
     record: run_record.RunRecord
     units: list[Unit]
     card: Card
-    is_new: bool
 
 
 def card_geometry(card: Card) -> Geometry:
@@ -83,12 +82,13 @@ def plan(settings: Classify, run: str) -> Planned:
         rows_planned=sum(unit.rows for unit in units),
         versions=run_record.software_versions(),
     )
-    if run_record.read_record(run) is None:
+    if not run_record.check_owner(record, run):
         run_record.check_fencing(run)
         if detections is not None:
-            storage.write(_detections_url(run), detections)
-        write_plan(run, units)
-    return Planned(record, units, card, run_record.claim_directory(record, run))
+            storage.create(*detections)
+        write_plan(run, record.run, units)
+        run_record.claim_directory(record, run)
+    return Planned(record, units, card)
 
 
 def _plan_shards(settings: Classify, shards: list[storage.StoredObject], card: Card) -> tuple[list[Unit], str]:
@@ -106,6 +106,10 @@ def _plan_shards(settings: Classify, shards: list[storage.StoredObject], card: C
         metadata = file.metadata
         groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
         units.extend(shard_units(shard, metadata.num_rows, settings.unit_rows, groups))
+    if not id_types:
+        raise UsageError(
+            f"{settings.input}: none of its {len(shards)} Parquet files is a cut-out shard: {units[0].source}"
+        )
     if len(id_types) > 1:
         raise UsageError(f"{settings.input}: shards with different object_id types: {dict(id_types)}")
     return units, next(iter(id_types), "int64")
@@ -134,12 +138,12 @@ def _unreadable(entry: storage.StoredObject, reason: str) -> Unit:
     )
 
 
-def _detections_url(run: str) -> str:
-    return storage.join(run, "detections", "by_unit.parquet")
+def _plan_tiles(settings: Classify, run: str, card: Card) -> tuple[list[Unit], str, tuple[str, bytes]]:
+    """Give each detection to the tile where it lies deepest inside; one unit a tile, capped in rows.
 
-
-def _plan_tiles(settings: Classify, run: str, card: Card) -> tuple[list[Unit], str, bytes]:
-    """Give each detection to the tile where it lies deepest inside; one unit a tile, capped in rows."""
+    Returns units, type of the identifiers, and the detections in the order of the units: address and content. The
+    address is that of the content, so that no other run can put its own there.
+    """
     assert settings.detections is not None
     index = scan_tiles(settings.input, settings.zero_point)
     if not index.tiles and not index.problems:
@@ -159,23 +163,30 @@ def _plan_tiles(settings: Classify, run: str, card: Card) -> tuple[list[Unit], s
         ],
         schema=pa.schema([id_field(detections.object_id.type), RA, DEC, pa.field("flags", pa.int32())]),
     )
-    units = list(_tile_units(settings, run, index, table, owner[order], card))
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", row_group_size=min(settings.unit_rows, 100_000))
+    content = sink.getvalue()
+    url = storage.join(run, "detections", f"{hashlib.sha256(content).hexdigest()[:16]}.parquet")
+    units = list(_tile_units(settings, url, index, table, owner[order], card))
     for problem_url, reason in index.problems:
         units.append(_unreadable(storage.StoredObject(problem_url, 0, ""), reason))
-    return units, str(detections.object_id.type), sink.getvalue()
+    return units, str(detections.object_id.type), (url, content)
 
 
 def _tile_units(
-    settings: Classify, run: str, index: TileIndex, table: pa.Table, owner: np.ndarray, card: Card
+    settings: Classify, url: str, index: TileIndex, table: pa.Table, owner: np.ndarray, card: Card
 ) -> Iterator[Unit]:
     boundaries = np.searchsorted(owner, np.arange(-1, len(index.tiles) + 1))
     for number in range(-1, len(index.tiles)):
         first, last = int(boundaries[number + 1]), int(boundaries[number + 2])
         tile = index.tiles[number] if number >= 0 else None
         source = (
-            json.dumps({band: asdict(tile.bands[band]) for band in sorted(tile.bands) if band in card.bands})
+            json.dumps(
+                {
+                    "bands": {band: asdict(tile.bands[band]) for band in sorted(tile.bands) if band in card.bands},
+                    "problems": tile.problems,
+                }
+            )
             if tile
             else ""
         )
@@ -184,7 +195,7 @@ def _tile_units(
             yield make_unit(
                 content=_digest(table.slice(start, rows)),
                 kind=(UnitKind.TILE if tile else UnitKind.UNPLACED).value,
-                url=_detections_url(run),
+                url=url,
                 etag="",
                 size_bytes=sum(tile.bands[band].size_bytes for band in tile.bands) if tile else 0,
                 first_row=start,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from deepshadows.schema import Flag, count_flags
 from deepshadows.settings import Cutouts as CutoutsSettings
 from deepshadows.sky.cutouts import Geometry, cut
 from deepshadows.sky.detections import Detections, read_detections, read_table
-from deepshadows.sky.matching import label_by_truth
+from deepshadows.sky.matching import AMBIGUOUS, label_by_truth
 from deepshadows.sky.shards import Cutouts, read_npz, split, write_shard
 from deepshadows.sky.stretch import DES
 from deepshadows.sky.tile_index import scan_tiles
@@ -38,6 +39,10 @@ def run(settings: CutoutsSettings) -> Summary:
     source = storage.normalise(settings.input)
     output = storage.normalise(settings.output)
     archives = storage.list_objects(source, (".npz",))
+    if archives and settings.detections:
+        raise UsageError(
+            f"{source}: holds .npz files, which are cut out already; give --detections with FITS tiles only"
+        )
     if not archives and not settings.detections:
         raise UsageError(f"{source}: no .npz files there; to cut from FITS tiles give --detections")
     if storage.list_objects(output, (".parquet",)):
@@ -82,6 +87,10 @@ def _from_npz(settings: CutoutsSettings, archives: list[storage.StoredObject], o
             problems.append(str(error))
             continue
         counts["planned"] += len(cutouts)
+        if settings.truth is not None:
+            labels = _labels(settings.truth, settings.radius_arcsec, cutouts.ra, cutouts.dec)
+            counts["ambiguous"] += int(np.count_nonzero(labels < 0))
+            cutouts = replace(cutouts, label=labels).take(labels >= 0)
         stem = storage.name_of(archive.url).removesuffix(".npz")
         for number, part in enumerate(split(cutouts, settings.shard_rows)):
             write_shard(storage.join(output, f"{stem}-{number:05d}.parquet"), part)
@@ -108,7 +117,9 @@ def _from_tiles(settings: CutoutsSettings, source: str, output: str) -> Summary:
     if not index.tiles:
         raise UsageError("; ".join([f"{source}: no usable FITS tiles there", *problems[:3]]))
     detections = read_detections(storage.normalise(settings.detections), settings)
-    labels = _labels(settings, detections)
+    labels = None
+    if settings.truth is not None:
+        labels = _labels(settings.truth, settings.radius_arcsec, detections.ra, detections.dec)
     good = detections.flags == 0
     owner = np.full(len(detections), -1, np.int32)
     owner[good] = index.owners(detections.ra[good], detections.dec[good])[0]
@@ -141,11 +152,15 @@ def _from_tiles(settings: CutoutsSettings, source: str, output: str) -> Summary:
     return _summary(output, +counts, problems, shards)
 
 
-def _labels(settings: CutoutsSettings, detections: Detections) -> NDArray[np.int8] | None:
-    if settings.truth is None:
-        return None
-    truth = read_table(storage.normalise(settings.truth))
-    return label_by_truth(detections.ra, detections.dec, truth, settings.radius_arcsec)
+def _labels(
+    truth_url: str, radius_arcsec: float, ra: NDArray[np.float64], dec: NDArray[np.float64]
+) -> NDArray[np.int8]:
+    """Labels by position; a row without a usable one is ambiguous."""
+    labels = np.full(len(ra), AMBIGUOUS, np.int8)
+    placed = np.isfinite(ra) & np.isfinite(dec) & (np.abs(dec) <= 90)
+    truth = read_table(storage.normalise(truth_url))
+    labels[placed] = label_by_truth(ra[placed], dec[placed], truth, radius_arcsec)
+    return labels
 
 
 def _cut_tile(

@@ -20,7 +20,7 @@ def gallery(
     Parameters
     ----------
     images : uint8 (N, S, S, 3)
-        Row 0 is the south edge of a tile, so images are drawn from the bottom up.
+        North up: row 0 is drawn at the top.
     captions : sequence of str
         One for each image.
     good : bool (N,)
@@ -39,7 +39,7 @@ def gallery(
         axis.set_axis_off()
     for axis, image, caption, is_good in zip(axes, images, captions, good, strict=False):
         axis.set_axis_on()
-        axis.imshow(image, origin="lower", interpolation="nearest")
+        axis.imshow(image, interpolation="nearest")
         axis.set_xticks([])
         axis.set_yticks([])
         axis.set_title(caption, fontsize=7)

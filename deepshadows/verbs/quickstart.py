@@ -48,11 +48,12 @@ def run(wanted: settings.Quickstart) -> Summary:
     started = time.monotonic()
     places = _Places(storage.normalise(wanted.output))
     with ray_session(wanted.address):
-        checkpoint = wanted.checkpoint or _train(wanted, places)
+        checkpoint = storage.normalise(wanted.checkpoint) if wanted.checkpoint else _train(wanted, places)
         _step("2/5  Simulating a survey and detecting its sources")
         survey = places["survey"]
-        simulate.run(settings.Simulate(tiles=SURVEY_TILES, seed=wanted.seed + SURVEY_SEED_OFFSET, output=survey))
         tiles, truth = f"{survey}/tiles", f"{survey}/truth.parquet"
+        if not storage.exists(f"{survey}/tile_index.parquet"):  # written last
+            simulate.run(settings.Simulate(tiles=SURVEY_TILES, seed=wanted.seed + SURVEY_SEED_OFFSET, output=survey))
         found = detect.run(settings.Detect(tiles=tiles, output=places["detections.parquet"], cuts="des"))
         _step("3/5  Classifying every detection")
         scored = classify.run(
@@ -76,7 +77,7 @@ def run(wanted: settings.Quickstart) -> Summary:
         found.text[0],
         *scored.text,
         *judged.text[:-1],
-        f"of the {detected} LSBGs that were detected and pass the cuts, the network keeps {kept / max(detected, 1):.1%}",
+        f"of the {detected} LSBGs that are detected and pass the cuts, the network keeps {kept / max(detected, 1):.1%}",
         "",
         *_best(catalogue, labels == 1),
         "",
@@ -95,7 +96,7 @@ def _step(title: str) -> None:
 
 def _train(wanted: settings.Quickstart, places: _Places) -> str:
     checkpoint = places["checkpoint"]
-    if storage.exists(storage.join(checkpoint, CARD_NAME)):
+    if storage.exists(storage.join(checkpoint, CARD_NAME)):  # a rerun goes on with what is there
         return checkpoint
     _step("1/5  Simulating a training sky and training the network")
     simulate.run(settings.Simulate(cutouts=TRAINING_CUTOUTS, seed=wanted.seed, output=places["training"]))

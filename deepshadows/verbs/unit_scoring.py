@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from deepshadows import storage
 from deepshadows.model.card import Card
 from deepshadows.model.scorer import Scorer, load_scorer
-from deepshadows.outcomes import InputError, StorageError
+from deepshadows.outcomes import InputError, NotFoundError, StorageError
 from deepshadows.run.scores import Receipt, commit, first_occurrences, quarantine, score_table
 from deepshadows.run.units import Unit, UnitKind
 from deepshadows.schema import Flag, is_fatal
@@ -35,6 +35,7 @@ QUEUED_PARTS = 3
 """Parts of about 1000 images (12 MB) that wait between reader and network: what bounds an actor's memory."""
 CUT_ROWS = 1024
 RETRY_WAIT_S = 0.5
+UNFORESEEN = (ValueError, TypeError, KeyError, IndexError, ArithmeticError, AttributeError)
 
 
 class UnitScorer:
@@ -56,31 +57,39 @@ class UnitScorer:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Score one unit of the plan; one that cannot be read after retries is quarantined with its reason.
 
-        What the store refuses to take comes back as `failure`, since Ray would lose the type of an exception.
+        A store that does not answer, or refuses to take the scores, comes back as `failure` and stops the run: Ray
+        would lose the type of an exception.
         """
         unit = Unit(**row)
-        reason = ""
         for attempt in range(self._settings.retries + 1):
             if attempt:
                 time.sleep(RETRY_WAIT_S * 2**attempt)
             try:
                 table = score_unit(unit, self._scorer, self._settings, self._run_id)
-            except InputError as error:
+            except (InputError, NotFoundError) as error:
                 reason = str(error)
-                break
-            except StorageError as error:
-                reason = str(error)
+            except StorageError as error:  # the store, not the unit: no reason to give the unit up
+                reason, unreachable = str(error), True
                 continue
-            return self._report(unit, partial(commit, self._run, unit, table, self._fingerprint))
+            except UNFORESEEN as error:  # what damaged headers and tables make libraries raise
+                reason = f"{unit.name}: {type(error).__name__}: {error}"
+            else:
+                return self._report(
+                    unit, partial(commit, self._run, unit, table, self._fingerprint, self._scorer.engine)
+                )
+            unreachable = False
+        if unreachable:
+            return self._report(unit, None, reason)
         return self._report(unit, partial(quarantine, self._run, unit, reason))
 
-    def _report(self, unit: Unit, write: Callable[[], Receipt]) -> dict[str, Any]:
-        failure = ""
-        try:
-            receipt = write()
-        except StorageError as error:
-            receipt, failure = Receipt(unit=unit.unit, rows=0, scored=0), str(error)
-        return {**asdict(receipt), "engine": self._scorer.engine, "failure": failure}
+    def _report(self, unit: Unit, write: Callable[[], Receipt] | None, failure: str = "") -> dict[str, Any]:
+        receipt = Receipt(unit=unit.unit, rows=0, scored=0)
+        if write is not None:
+            try:
+                receipt = write()
+            except StorageError as error:
+                failure = str(error)
+        return {**asdict(receipt), "failure": failure}
 
 
 def score_unit(unit: Unit, scorer: Scorer, settings: Classify, run_id: str) -> pa.Table:
@@ -143,15 +152,15 @@ def _shard_parts(unit: Unit, geometry: Geometry, settings: Classify) -> Iterator
                 part = replace(part, images=images, flags=part.flags | flags)
             yield part
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{unit.url}: corrupt shard: {error}") from error
+        raise storage.arrow_failure(unit.url, error) from error
 
 
 def _tile_parts(unit: Unit, geometry: Geometry) -> Iterator[Cutouts]:
-    bands = {
-        band: BandSource(**{**source, "shape": tuple(source["shape"])})
-        for band, source in json.loads(unit.source).items()
-    }
+    source = json.loads(unit.source)
+    bands = {band: BandSource(**{**at, "shape": tuple(at["shape"])}) for band, at in source["bands"].items()}
     if any(band not in bands for band in geometry.bands):
+        if source["problems"]:
+            raise InputError("; ".join(source["problems"]))
         yield from _unplaced_parts(unit, geometry, Flag.MISSING_BAND.bit)
         return
     detections = detections_of(unit)

@@ -32,6 +32,7 @@ class RayHead:
         binaries = str(Path(sys.executable).parent)
         path = f"{binaries}{os.pathsep}{os.environ['PATH']}"
         options = {
+            "node-ip-address": "127.0.0.1",
             "port": 0,
             "num-cpus": 4,
             "dashboard-host": "127.0.0.1",

@@ -59,7 +59,7 @@ def test_a_driver_on_another_host_is_dead_when_its_heart_stands_still(place: str
         "token": "x",
         "generation": 4,
         "beat": 1,
-        "boot": "elsewhere",
+        "host": "elsewhere",
         "pid": 1,
         "started": "1",
         "released": False,

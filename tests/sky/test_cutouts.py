@@ -45,8 +45,8 @@ def test_pixels_are_means_of_2x2_on_a_grid_anchored_at_pixel_0() -> None:
     window = tile.flux[:, top : top + 128, left : left + 128].astype(np.float64)
     means = window.reshape(3, 64, 2, 64, 2).mean((2, 4))
     expected = DES.apply(np.moveaxis(means, 0, -1).astype(np.float32), BANDS)
-    assert np.abs(stack.images[0].astype(int) - expected).max() <= 1
-    assert (stack.images[0] == expected).mean() > 0.999
+    assert np.abs(stack.images[0][::-1].astype(int) - expected).max() <= 1, "row 0 is north, the last row of the tile"
+    assert (stack.images[0][::-1] == expected).mean() > 0.999
     assert stack.flags.tolist() == [0]
 
 
@@ -77,6 +77,23 @@ def test_dense_sparse_and_order_give_identical_pixels(points: list[tuple[float, 
         alone = cut(tile, ra[row : row + 1], dec[row : row + 1], GEOMETRY)
         assert (alone.images[0] == together.images[row]).all()
         assert alone.flags[0] == together.flags[row]
+
+
+@pytest.mark.parametrize("sign_x", [-1, 1])
+@pytest.mark.parametrize("sign_y", [-1, 1])
+@pytest.mark.parametrize("scale", [0.263, 0.168])
+def test_north_is_up_and_east_is_left_whatever_the_parity_of_the_tile(sign_x: int, sign_y: int, scale: float) -> None:
+    tile = tile_of(np.zeros((3, 400, 400)), scale)
+    tile.wcs.wcs.cd = np.diag([sign_x * scale, sign_y * scale]) / 3600
+    tile.wcs.wcs.set()
+    centre = tile.wcs.all_pix2world([[200.0, 200.0]], 0)[0]
+    north_east = centre + np.array([1 / np.cos(np.radians(centre[1])), 1]) * 8 / 3600
+    x, y = np.rint(tile.wcs.all_world2pix([north_east], 0)[0]).astype(int)
+    tile.flux[:, y, x] = 1.0
+    image = cut(tile, centre[:1], centre[1:], GEOMETRY).images[0, :, :, 1]
+    row, column = np.unravel_index(int(image.argmax()), image.shape)
+    assert row < 31
+    assert column < 31
 
 
 def test_a_field_over_the_edge_is_reflected_and_says_so() -> None:
@@ -117,6 +134,14 @@ def test_a_band_without_any_valid_pixel_is_fatal_and_blank(scale: float) -> None
     stack = cut(tile, *sky(tile, [250], [250]), GEOMETRY)
     assert "ALL_MASKED" in Flag.names(int(stack.flags[0]))
     assert not stack.images.any()
+
+
+def test_valid_pixels_just_outside_a_masked_field_do_not_save_it() -> None:
+    valid = np.zeros((3, 500, 500), bool)
+    valid[:, :, :140] = True  # the field reaches from column 150 to 350
+    tile = tile_of(np.where(valid, 0.02, 0), 0.168, valid)
+    stack = cut(tile, *sky(tile, [241.5], [250]), GEOMETRY)
+    assert "ALL_MASKED" in Flag.names(int(stack.flags[0]))
 
 
 def test_saturation_is_told() -> None:

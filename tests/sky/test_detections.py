@@ -38,6 +38,13 @@ def test_each_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
     assert detections.flags.tolist() == [0, 0, 0]
 
 
+def test_identifiers_stay_as_given(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("object_id,ra,dec\n00123,1.5,2.5\n123,1.5,2.5\n")
+    assert read_detections(str(tmp_path / "d.csv"), Columns()).object_id.to_pylist() == ["00123", "123"]
+    Table({"object_id": ["DES J1", "DES J2"], "ra": [1.5, 2.5], "dec": [0.5, 0.5]}).write(tmp_path / "d.fits")
+    assert read_detections(str(tmp_path / "d.fits"), Columns()).object_id.to_pylist() == ["DES J1", "DES J2"]
+
+
 def test_impossible_positions_are_flagged_not_dropped(place: str) -> None:
     ra = [float("nan"), -0.1, 360.1, 10.0, None, 10.0]
     dec = [0.0, 0.0, 0.0, 90.1, 0.0, 5.0]

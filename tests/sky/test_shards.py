@@ -111,6 +111,16 @@ def test_images_of_another_size_are_flagged_row_by_row() -> None:
     assert [Flag.names(int(bits)) for bits in cutouts_from_table(small, "x").flags] == [["BAD_SHAPE"]] * 3
 
 
+@pytest.mark.parametrize("stated", [{"shape": "3,64,64"}, {"dtype": "int8"}])
+def test_pixels_of_another_layout_are_flagged(stated: dict[str, str]) -> None:
+    table = cutouts_of(2, labelled=False).to_table()
+    field = table.schema.field("image")
+    wrong = {key.encode(): value.encode() for key, value in stated.items()}
+    changed = field.with_metadata({**(field.metadata or {}), **wrong})
+    table = table.set_column(3, changed, table["image"])
+    assert [Flag.names(int(bits)) for bits in cutouts_from_table(table, "x").flags] == [["BAD_SHAPE"]] * 2
+
+
 def test_positions_that_are_not_float64_are_refused() -> None:
     table = cutouts_of(2).to_table()
     table = table.set_column(1, "ra", table["ra"].cast(pa.float32()))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from deepshadows import storage
 from deepshadows.outcomes import InputError
-from deepshadows.sky.tile_index import scan_tiles, tiles_from_rows
+from deepshadows.sky.tile_index import scan_tiles
 from deepshadows.sky.tiles import TileFiles, read_tile
 from tests.sky.tile_files import noise, tan_wcs, write_band, write_tile
 
@@ -43,6 +43,23 @@ def test_what_is_masked_nan_zero_or_without_weight_is_not_valid(tmp_path: Path) 
     assert np.argwhere(~tile.valid[0]).tolist() == [[0, 0], [1, 1], [2, 2], [3, 3]]
     assert np.argwhere(tile.saturated[0]).tolist() == [[4, 4]]
     assert (tile.flux[0][~tile.valid[0]] == 0).all()
+
+
+def test_only_the_bad_planes_of_an_lsst_mask_count(tmp_path: Path) -> None:
+    shape = (50, 50)
+    mask = np.zeros(shape, np.int32)
+    mask[1, 1], mask[2, 2], mask[3, 3] = 1 << 5, 1 << 0, 1 << 1
+    write_band(tmp_path / "T_g.fits", noise(shape, 1), wcs=tan_wcs(shape), mask=mask)
+    with fits.open(tmp_path / "T_g.fits", mode="update") as hdus:
+        hdus["MSK"].header.update({"MP_BAD": 0, "MP_SAT": 1, "MP_DETECTED": 5})
+    tile = read_tile(scan_tiles(str(tmp_path)).tiles[0], ("g",))
+    assert np.argwhere(~tile.valid[0]).tolist() == [[2, 2]]
+    assert np.argwhere(tile.saturated[0]).tolist() == [[3, 3]]
+
+
+def test_a_saturate_keyword_that_is_text_is_no_limit(tmp_path: Path) -> None:
+    write_band(tmp_path / "T_g.fits", noise((50, 50), 1), wcs=tan_wcs((50, 50)), saturate="n/a")
+    assert not read_tile(scan_tiles(str(tmp_path)).tiles[0], ("g",)).saturated.any()
 
 
 def test_saturate_keyword_marks_pixels(tmp_path: Path) -> None:
@@ -76,11 +93,13 @@ def test_a_cube_and_a_file_of_many_hdus_hold_several_bands(tmp_path: Path) -> No
     assert index.tiles[1].bands["r"].weight_hdu == 4
 
 
-def test_the_index_survives_its_table(tmp_path: Path) -> None:
+def test_the_index_as_a_table_has_a_row_for_each_tile_and_band(tmp_path: Path) -> None:
     write_tile(tmp_path, "A")
     write_tile(tmp_path, "B", ra=30.02)
-    index = scan_tiles(str(tmp_path))
-    assert tiles_from_rows(index.to_table().to_pylist()) == index.tiles
+    rows = scan_tiles(str(tmp_path)).to_table().to_pylist()
+    assert [(row["tile"], row["band"]) for row in rows] == [(tile, band) for tile in "AB" for band in "grz"]
+    assert rows[3]["ra_center"] == pytest.approx(30.02, abs=1e-4)
+    assert [row["pixel_scale_arcsec"] for row in rows] == pytest.approx([0.263] * 6)
 
 
 def _problem(folder: Path) -> str:

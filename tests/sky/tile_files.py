@@ -35,7 +35,7 @@ def write_band(
     weight: NDArray[Any] | None = None,
     mask: NDArray[Any] | None = None,
     zero_point: float | None = 30.0,
-    saturate: float | None = None,
+    saturate: float | str | None = None,
 ) -> None:
     header = wcs.to_header() if wcs is not None else fits.Header()
     for key, value in (("BAND", band), ("MAGZERO", zero_point), ("SATURATE", saturate)):

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from deepshadows import storage
 from deepshadows.model.scorer import load_scorer
-from deepshadows.outcomes import ExitCode, HeldError, Summary, UsageError
+from deepshadows.outcomes import ExitCode, HeldError, InputError, Summary, UsageError
 from deepshadows.run.lease import Lease
 from deepshadows.run.manifest import read_manifest
 from deepshadows.schema import Flag, score_schema
@@ -160,6 +161,52 @@ def test_a_truncated_tile_and_one_without_wcs_are_quarantined(checkpoint: str, t
     assert pq.read_table(tmp_path / "run" / "rejects.parquet")["object_id"].to_pylist() == [3]
 
 
+def test_an_unreadable_band_quarantines_its_tile(checkpoint: str, tmp_path: Path) -> None:
+    wcs = write_tile(tmp_path / "tiles", "A")
+    (tmp_path / "tiles" / "A_r.fits").write_bytes(b"<Error>no such thing</Error>" * 300)
+    ra, dec = wcs.all_pix2world([100], [100], 0)
+    pq.write_table(pa.table({"object_id": [1], "ra": ra, "dec": dec}), tmp_path / "d.parquet")
+    summary = run(
+        checkpoint, str(tmp_path / "tiles"), str(tmp_path / "run"), detections=str(tmp_path / "d.parquet"), retries=0
+    )
+    assert summary.exit_code == ExitCode.EXCEPTIONS
+    assert (summary.figures["rows_planned"], summary.figures["rows_quarantined"]) == (1, 1)
+    assert "A_r.fits" in read_manifest(str(tmp_path / "run")).quarantined[0].reason
+
+
+def test_a_store_that_stops_answering_stops_the_run_and_quarantines_nothing(
+    checkpoint: str, bucket: str, tmp_path: Path
+) -> None:
+    """Read keys that are revoked between plan and work, as the scorer of a unit meets them."""
+    write_shards(f"{bucket}/in", cutouts_of(10, labelled=False), 10)
+    script = (
+        "import os, sys; from dataclasses import asdict\n"
+        "from deepshadows import storage; from deepshadows.settings import Classify\n"
+        "from deepshadows.run.units import make_unit; from deepshadows.verbs.unit_scoring import UnitScorer\n"
+        f"entry = storage.list_objects({bucket + '/in'!r})[0]\n"
+        "unit = make_unit(kind='shard', url=entry.url, etag=entry.etag, size_bytes=entry.size_bytes, rows=10)\n"
+        "os.environ['AWS_SECRET_ACCESS_KEY'] = 'revoked'; storage._s3.cache_clear()\n"
+        f"wanted = Classify(input='x', output='x', checkpoint={checkpoint!r}, retries=1, precision='exact')\n"
+        f"scorer = UnitScorer(wanted, {str(tmp_path / 'run')!r}, 'r', 'f', 1, 'cpu')\n"
+        "row = scorer(asdict(unit)); assert not row['quarantined']; print(row['failure'])\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "permission denied" in result.stdout, result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_do_not_fit_their_card_are_refused_before_anything_is_written(
+    checkpoint: str, tmp_path: Path
+) -> None:
+    shutil.copytree(checkpoint, tmp_path / "tampered")
+    weights = tmp_path / "tampered" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    write_shards(str(tmp_path / "in"), cutouts_of(10, labelled=False), 10)
+    with pytest.raises(InputError, match="sha256"):
+        run(str(tmp_path / "tampered"), str(tmp_path / "in"), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_empty_catalogue_is_a_finished_run(checkpoint: str, tmp_path: Path) -> None:
     write_tile(tmp_path / "tiles")
     empty = pa.schema([("object_id", pa.int64()), ("ra", pa.float64()), ("dec", pa.float64())]).empty_table()
@@ -238,13 +285,14 @@ def test_a_killed_driver_s_run_goes_on_with_exactly_what_is_missing(checkpoint: 
         "classify", "--input", source, "--checkpoint", checkpoint, "--output", target, "--precision", "exact",
         "--unit-rows", "100", "--threads", "1",
     )  # fmt: skip
-    driver = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, start_new_session=True)
+    driver = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while len(storage.list_objects(storage.join(target, "scores"))) < 5 and time.monotonic() < deadline:
         time.sleep(0.05)
+    family = psutil.Process(driver.pid).children(recursive=True)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
-    os.killpg(driver.pid, signal.SIGKILL)  # its Ray: raylet, workers
+    psutil.wait_procs(family, timeout=60)  # its Ray ends by itself; a worker may finish what it has in hand
     kept = {entry.url: entry.etag for entry in storage.list_objects(storage.join(target, "scores"))}
     assert 5 <= len(kept) < 40
     assert not storage.exists(storage.join(target, "manifest.json"))

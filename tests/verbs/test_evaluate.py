@@ -113,9 +113,7 @@ def test_a_catalogue_by_hand(ray_local: None, place: str) -> None:
     assert (figures["completeness"], figures["purity"]) == (0.25, pytest.approx(1 / 3))
     assert (figures["truth_lsbg"], figures["truth_lsbg_detected"], figures["rows"]) == (4, 3, 6)
     assert figures["rows_unscored"] == 1
-    assert figures["auc"] == pytest.approx(
-        4 / 6
-    )  # 0.9 beats 0.8, 0.1 and 0.7; 0.2 beats 0.1
+    assert figures["auc"] == pytest.approx(4 / 6)  # 0.9 beats 0.8, 0.1 and 0.7; 0.2 beats 0.1
 
 
 def test_a_catalogue_that_is_not_there(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Positions on a tile in; network images and flags out. numpy only: no I/O, no Ray, no torch.
 
-Images are (row, column, channel), north up and east left, channels R, G, B = z, r, g. Tiles within 1 % of 0.262"/px are binned 2x2 on
-a grid anchored at tile pixel 0 (mean of the valid pixels), so a cut-out's pixels do not depend on how many others
-are cut; all other scales are resampled, area-weighted when shrinking and linear when enlarging.
+Images are (row, column, channel), north up and east left, channels R, G, B = z, r, g. Tiles within 1 % of 0.262"/px
+are binned 2x2 on a grid anchored at tile pixel 0 (mean of the valid pixels), so a cut-out's pixels do not depend on
+how many others are cut; all other scales are resampled, area-weighted when shrinking and linear when enlarging.
 """
 
 from __future__ import annotations

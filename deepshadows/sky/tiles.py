@@ -70,7 +70,7 @@ class Tile:
         Nanomaggies per pixel; 0 where not valid.
     valid : bool (B, H, W)
         False where a pixel is NaN, exactly zero in floating-point data (never observed), of zero weight, or
-        masked for another reason than saturation.
+        marked bad in the mask.
     saturated : bool (B, H, W)
         At or above the header's SATURATE, or so marked in the mask.
     """
@@ -110,12 +110,12 @@ def pixel_scale_arcsec(wcs: WCS) -> float:
     return float(np.sqrt(scales[0] * scales[1]))
 
 
-def open_fits(source: Any, where: str) -> fits.HDUList:
+def open_fits(source: Any, where: str, **options: Any) -> fits.HDUList:
     """An HDU list from a file-like object; what is not FITS is an `InputError`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return fits.open(source, memmap=False, lazy_load_hdus=True)
+            return fits.open(source, memmap=False, lazy_load_hdus=True, **options)
     except (OSError, ValueError) as error:
         raise InputError(f"{where}: not a FITS file: {error}") from error
 
@@ -143,7 +143,7 @@ def read_tile(files: TileFiles, bands: Sequence[str], *, check_etag: bool = True
     first = files.bands[bands[0]]
     for band in bands[1:]:
         _check_same_grid(files.tile_id, bands[0], first, band, files.bands[band])
-    opened: dict[str, fits.HDUList] = {}
+    opened: dict[str, _Opened] = {}
     planes = []
     for band in bands:
         source = files.bands[band]
@@ -179,15 +179,39 @@ def _check_same_grid(tile_id: str, band_a: str, a: BandSource, band_b: str, b: B
         )
 
 
-def _open_object(source: BandSource, check_etag: bool) -> fits.HDUList:
+@dataclass(frozen=True)
+class _Opened:
+    """A FITS object in memory; in the HDUs of `rounded` exact zeros are ordinary values."""
+
+    hdus: fits.HDUList
+    rounded: frozenset[int]
+
+
+def _open_object(source: BandSource, check_etag: bool) -> _Opened:
     if check_etag and storage.stat(source.url).etag != source.etag:
         raise InputError(f"{source.url}: changed since the run was planned")
-    return open_fits(io.BytesIO(storage.read(source.url)), source.url)
+    data = storage.read(source.url)
+    return _Opened(open_fits(io.BytesIO(data), source.url), _rounded(data, source.url))
 
 
-def _read_band(
-    hdus: fits.HDUList, source: BandSource
-) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]:
+def _rounded(data: bytes, where: str) -> frozenset[int]:
+    """HDUs whose floating-point pixels were rounded to a grid through zero: quantised without dithering.
+
+    astropy's and fpack's lossy compression without dithering gives 2 % of sky pixels the value 0.0; elsewhere an exact
+    zero says that nothing was observed there (FITS standard 4.0, section 10.2).
+    """
+    with open_fits(io.BytesIO(data), where, disable_image_compression=True) as tables:
+        return frozenset(
+            number
+            for number, hdu in enumerate(tables)
+            if hdu.header.get("ZIMAGE")
+            and hdu.header.get("ZQUANTIZ", "NO_DITHER") == "NO_DITHER"
+            and "ZSCALE" in hdu.columns.names
+        )
+
+
+def _read_band(opened: _Opened, source: BandSource) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]:
+    hdus = opened.hdus
     header = hdus[source.science_hdu].header
     if int(np.prod(source.shape)) > MAX_TILE_PIXELS:
         raise InputError(f"{source.url}: the header declares {source.shape} pixels; more than any tile has")
@@ -195,7 +219,7 @@ def _read_band(
     floating = science.dtype.kind == "f"
     data = science.astype(np.float32)
     valid = np.isfinite(data)
-    if floating:
+    if floating and source.science_hdu not in opened.rounded:
         valid &= data != 0
     if source.weight_hdu is not None:
         valid &= _pixels(hdus, source.weight_hdu, source) > 0

@@ -77,13 +77,14 @@ def test_real_tiles_and_cutouts_become_a_catalogue(bucket: str, trained: str) ->
         "classify", "--input", f"{bucket}/shards", "--checkpoint", trained, "--output", f"{bucket}/run-cutouts"
     )
     assert images["rows_scored"] == cut["rows_written"] == 404
+    print(json.dumps({"image_flags": json.loads(storage.read(f"{bucket}/run-tiles/manifest.json"))["flag_counts"]}))
     for run, name in (("run-tiles", "sky"), ("run-cutouts", "cutouts")):
         deepshadows("publish", "--run", f"{bucket}/{run}", "--catalog", f"{bucket}/{name}")
-    sky = lsdb.open_catalog(f"{bucket}/sky").compute()
+    sky = lsdb.open_catalog(f"{bucket}/sky", storage_options={"anon": False}).compute()
     assert len(sky) == table.num_rows
     assert np.isfinite(sky["p_lsbg"]).all()
     assert set(sky["object_id"]) == set(table["object_id"].to_pylist())
-    placed = lsdb.open_catalog(f"{bucket}/cutouts").compute()
+    placed = lsdb.open_catalog(f"{bucket}/cutouts", storage_options={"anon": False}).compute()
     assert len(placed) == 49, "the Greco LSBGs are those with positions"
     assert read_unplaced(f"{bucket}/cutouts").num_rows == 404 - 49
     assert found["exit_code"] == 0

@@ -45,6 +45,21 @@ def test_what_is_masked_nan_zero_or_without_weight_is_not_valid(tmp_path: Path) 
     assert (tile.flux[0][~tile.valid[0]] == 0).all()
 
 
+@pytest.mark.parametrize(("dither", "zeros_are_valid"), [(-1, True), (2, False)])
+def test_zeros_of_rounded_pixels_are_values_and_other_zeros_are_not(
+    tmp_path: Path, dither: int, zeros_are_valid: bool
+) -> None:
+    science = noise((100, 100), 1)
+    science[7, 7] = 0
+    header = tan_wcs((100, 100)).to_header()
+    header.update({"BAND": "g", "MAGZERO": 30.0})
+    image = fits.CompImageHDU(science, header, compression_type="RICE_1", quantize_level=16, quantize_method=dither)
+    fits.HDUList([fits.PrimaryHDU(), image]).writeto(tmp_path / "T_g.fits.fz")
+    tile = read_tile(scan_tiles(str(tmp_path)).tiles[0], ("g",))
+    assert bool(tile.valid[0, 7, 7]) is zeros_are_valid
+    assert (~tile.valid).sum() == (0 if zeros_are_valid else 1)
+
+
 def test_only_the_bad_planes_of_an_lsst_mask_count(tmp_path: Path) -> None:
     shape = (50, 50)
     mask = np.zeros(shape, np.int32)

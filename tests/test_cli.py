@@ -1,0 +1,268 @@
+"""The command line as a user meets it: help at once, settings from file and flags, exit codes, the JSON line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from deepshadows import cli
+from deepshadows.outcomes import ExitCode, Summary
+
+HELP_LIMIT_S = 1.0
+Resolved = Callable[..., dict[str, Any]]
+
+
+def deepshadows(*words: str | Path, python: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own."""
+    command = [sys.executable, *python, "-m", "deepshadows", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+
+
+def last_line(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert done.stdout, "no line on stdout"
+    record: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return record
+
+
+@pytest.fixture
+def resolved(monkeypatch: pytest.MonkeyPatch) -> Resolved:
+    """Calls a command whose verb does nothing but tell the settings that reached it."""
+
+    def call(verb: str, *words: str | Path) -> dict[str, Any]:
+        def run(wanted: Any) -> Summary:
+            return Summary(verb=verb, output="", figures={"settings": wanted.model_dump(mode="json")})
+
+        monkeypatch.setitem(sys.modules, f"deepshadows.verbs.{verb}", types.SimpleNamespace(run=run))
+        done = CliRunner().invoke(cli.app, [verb, *map(str, words), "--json"])
+        assert done.exit_code == ExitCode.DONE, done.output
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])["settings"]
+        return found
+
+    return call
+
+
+@pytest.mark.parametrize("words", [["--help"], ["classify", "--help"]])
+def test_help_needs_neither_torch_nor_ray(words: list[str]) -> None:
+    done = deepshadows(*words, python=("-X", "importtime"))
+    assert done.returncode == 0
+    imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert "click" in imported
+    assert not imported & {"torch", "ray"}
+
+
+@pytest.mark.parametrize("words", [["--help"], ["classify", "--help"]])
+def test_help_is_there_within_a_second(words: list[str]) -> None:
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        assert deepshadows(*words).returncode == 0
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < HELP_LIMIT_S
+
+
+def test_help_lists_every_verb() -> None:
+    listed = {line.split()[0] for line in deepshadows("--help").stdout.splitlines() if line.startswith("  ")}
+    assert {*cli.VERBS, "submit"} <= listed
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_settings_field_is_a_flag_with_its_sentence(verb: str) -> None:
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(cli.app, [verb, "--help"])
+    assert done.exit_code == 0
+    shown = " ".join(done.stdout.split())
+    for name, field in cli.VERBS[verb].model_fields.items():
+        flag = "--from" if name == "from_checkpoint" else "--" + name.replace("_", "-")
+        assert f" {flag} " in shown or f" {flag} / --no" in shown
+        assert field.description is not None
+        assert field.description in shown
+    for flag in ("--config FILE", "--json", "-v "):
+        assert flag in shown
+
+
+def test_the_version_is_shown() -> None:
+    assert deepshadows("--version").stdout.startswith("deepshadows, version ")
+
+
+def test_a_settings_file_alone_is_enough(resolved: Resolved, tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('input = "in"\ncheckpoint = "net"\noutput = "out"\nunit-rows = 7\n')
+    found = resolved("classify", "--config", tmp_path / "a.toml")
+    assert (found["input"], found["output"], found["unit_rows"], found["batch_size"]) == ("in", "out", 7, 256)
+
+
+def test_flags_win_over_the_settings_file(resolved: Resolved, tmp_path: Path) -> None:
+    text = 'cutouts = "file"\noutput = "out"\nworkers = 3\ngpus = true\nfrom_checkpoint = "old"\n'
+    (tmp_path / "a.toml").write_text(text)
+    found = resolved("train", "--config", tmp_path / "a.toml", "--cutouts", "flag", "--no-gpus", "--from", "new")
+    assert (found["cutouts"], found["gpus"], found["from_checkpoint"]) == ("flag", False, "new")
+    assert (found["output"], found["workers"]) == ("out", 3)
+
+
+def test_a_flag_of_zero_wins_over_the_settings_file(resolved: Resolved, tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('output = "out"\ntiles = 9\ncutouts = 5\n')
+    found = resolved("simulate", "--config", tmp_path / "a.toml", "--cutouts", "0")
+    assert (found["tiles"], found["cutouts"]) == (9, 0)
+
+
+def test_a_flag_may_be_repeated(resolved: Resolved) -> None:
+    assert resolved("publish", "--run", "a", "--run", "b", "--catalog", "c")["run"] == ["a", "b"]
+
+
+def test_file_and_flags_merge_in_a_real_command(tmp_path: Path) -> None:
+    config = tmp_path / "publish.toml"
+    config.write_text(f'run = ["{tmp_path}/from-file"]\ncatalog = "{tmp_path}/catalog"\n')
+    for flags, named in (((), "from-file"), (("--run", tmp_path / "from-flag"), "from-flag")):
+        done = deepshadows("publish", "--config", config, *flags)
+        assert done.returncode == ExitCode.USAGE
+        assert f"{tmp_path}/{named}: no finished run there" in done.stderr
+    assert not (tmp_path / "catalog").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("nonsense-key = 1", "nonsense_key"),
+        ('unit_rows = "many"', "unit_rows"),
+        ("unit_rows = 0", "unit_rows"),
+        ("unit_rows = true", "unit_rows"),
+        ('precision = "rough"', "precision"),
+        ("detections = 7", "detections"),
+        ("[classify]\nunit_rows = 7", "classify"),
+        ("fov_arcsec = nan", "fov_arcsec"),
+        ("unit_rows = ", "not valid TOML"),
+        ("unit_rows = 1\nunit_rows = 2", "not valid TOML"),
+    ],
+)
+def test_a_wrong_settings_file_is_refused_and_the_key_named(tmp_path: Path, text: str, named: str) -> None:
+    (tmp_path / "a.toml").write_text(text)
+    words = ["--config", tmp_path / "a.toml", "--input", "i", "--checkpoint", "c", "--output", tmp_path / "out"]
+    done = deepshadows("classify", *words)
+    assert done.returncode == ExitCode.USAGE
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_settings_file_that_is_not_toml_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("[[")
+    done = deepshadows("simulate", "--config", tmp_path / "mine.toml", "--output", tmp_path / "out")
+    assert str(tmp_path / "mine.toml") in done.stderr
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
+def test_a_settings_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "a.toml").write_bytes(content)
+    done = deepshadows("simulate", "--config", tmp_path / "a.toml", "--output", tmp_path / "out", "--json")
+    assert done.returncode == last_line(done)["exit_code"] == ExitCode.USAGE
+    assert str(tmp_path / "a.toml") in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["classify", "--input", "i", "--checkpoint", "c"], "output"),
+        (["publish", "--catalog", "c"], "run"),
+        (["detect", "--output", "o.parquet"], "tiles"),
+        (["evaluate", "--checkpoint", "c"], "--cutouts"),
+        (["evaluate", "--catalog", "c"], "--truth"),
+    ],
+)
+def test_a_missing_flag_is_named(words: list[str], named: str) -> None:
+    done = deepshadows(*words)
+    assert done.returncode == ExitCode.USAGE
+    assert named in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--unit-rows", "many"], "--unit-rows"),
+        (["--unit-rows", "0"], "unit_rows"),
+        (["--precision", "rough"], "--precision"),
+        (["--nonsense", "1"], "--nonsense"),
+    ],
+)
+def test_a_wrong_flag_is_named(words: list[str], named: str) -> None:
+    done = deepshadows("classify", "--input", "i", "--checkpoint", "c", "--output", "o", *words)
+    assert done.returncode == ExitCode.USAGE
+    assert named in done.stderr
+
+
+@pytest.mark.parametrize("words", [["--nonsense", "1"], ["--unit-rows", "many"], ["--unit-rows"]])
+def test_a_wrong_flag_has_its_json_line_too(words: list[str]) -> None:
+    done = deepshadows("classify", "--json", "--input", "i", "--checkpoint", "c", "--output", "o", *words)
+    record = last_line(done)
+    assert (record["verb"], record["exit_code"]) == ("classify", ExitCode.USAGE)
+
+
+def test_an_unknown_verb_is_named() -> None:
+    done = deepshadows("clasify")
+    assert done.returncode == ExitCode.USAGE
+    assert "clasify" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "detect --tiles IN/nowhere --output OUT/a.parquet",
+        "cutouts --input IN/nowhere --output OUT",
+        "cutouts --input IN/nowhere --detections IN/nowhere.parquet --output OUT",
+        "train --cutouts IN/nowhere --output OUT",
+        "evaluate --checkpoint IN/nowhere --cutouts IN/shards",
+        "evaluate --catalog IN/nowhere --truth IN/truth.parquet",
+        "classify --input IN/shards --checkpoint IN/nowhere --output OUT",
+        "publish --run IN/nowhere --catalog OUT",
+        "quickstart --checkpoint IN/nowhere --output OUT",
+    ],
+)
+def test_a_missing_path_is_wrong_usage_and_named(tmp_path: Path, line: str) -> None:
+    words = line.replace("IN", str(tmp_path / "in")).replace("OUT", str(tmp_path / "out")).split()
+    done = deepshadows(*words, "--json")
+    assert f"{tmp_path}/in/nowhere" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.returncode == last_line(done)["exit_code"] == ExitCode.USAGE
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_json_line_of_a_failure_says_what_failed(tmp_path: Path) -> None:
+    started = time.monotonic()
+    done = deepshadows("publish", "--run", tmp_path / "nowhere", "--catalog", tmp_path / "catalog", "--json")
+    record = last_line(done)
+    assert (record["verb"], record["exit_code"], record["output"]) == ("publish", ExitCode.USAGE, None)
+    assert str(tmp_path / "nowhere") in record["error"]
+    assert 0 <= record["seconds"] <= time.monotonic() - started
+
+
+def test_without_json_a_failure_prints_nothing_on_stdout(tmp_path: Path) -> None:
+    done = deepshadows("publish", "--run", tmp_path / "nowhere", "--catalog", tmp_path / "catalog")
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+
+
+def test_the_json_line_of_a_success_comes_last_and_alone(tmp_path: Path) -> None:
+    words = ["simulate", "--tiles", "1", "--tile-size-pix", "512", "--output", tmp_path / "sky"]
+    done = deepshadows(*words, "-v", "--json")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    record = last_line(done)
+    assert (record["verb"], record["exit_code"], record["output"]) == ("simulate", ExitCode.DONE, f"{tmp_path}/sky")
+    assert record["seconds"] > 0
+    assert sum(line.startswith("{") for line in lines) == 1
+    assert len(lines) > 1
+
+
+def test_v_changes_neither_result_nor_stdout(tmp_path: Path) -> None:
+    words = ["detect", "--tiles", tmp_path / "nowhere", "--output", tmp_path / "a.parquet"]
+    quiet, verbose = deepshadows(*words), deepshadows(*words, "-v")
+    assert quiet.returncode == verbose.returncode == ExitCode.USAGE
+    assert quiet.stdout == verbose.stdout
+    assert quiet.stderr in verbose.stderr

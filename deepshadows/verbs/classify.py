@@ -32,7 +32,9 @@ from deepshadows.verbs.ray_session import ray_session
 from deepshadows.verbs.unit_scoring import UnitScorer
 
 NO_PROGRESS_TIMEOUT_S = 900.0
-TASKS_IN_FLIGHT = 2
+CALLS_AT_ONCE = 2
+"""Units an actor has in hand: one is read or committed while the other is scored."""
+TASKS_IN_FLIGHT = 3
 
 
 def run(settings: Classify) -> Summary:
@@ -134,7 +136,12 @@ def _score(settings: Classify, target: str, planned: Planned, missing: list[Unit
             placement.threads,
             placement.device,
         ),
-        compute=ray.data.ActorPoolStrategy(size=scorers, max_tasks_in_flight_per_actor=TASKS_IN_FLIGHT),
+        compute=ray.data.ActorPoolStrategy(
+            size=scorers,
+            max_tasks_in_flight_per_actor=TASKS_IN_FLIGHT,
+            max_concurrent_calls_per_actor=CALLS_AT_ONCE,
+            enable_true_multi_threading=True,
+        ),
         num_cpus=placement.cpus,
         num_gpus=placement.gpus,
     )

@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, Literal
@@ -39,13 +40,14 @@ UNFORESEEN = (ValueError, TypeError, KeyError, IndexError, ArithmeticError, Attr
 
 
 class UnitScorer:
-    """Scores and commits units; one an actor, constructed where it runs."""
+    """Scores and commits units; one an actor, constructed where it runs, called from two threads."""
 
     def __init__(
         self, settings: Classify, run: str, run_id: str, fingerprint: str, threads: int, device: Literal["cpu", "cuda"]
     ) -> None:
         self._settings = settings
         self._run, self._run_id, self._fingerprint = run, run_id, fingerprint
+        self._network = threading.Lock()
         self._scorer = load_scorer(
             settings.checkpoint,
             precision=settings.precision,
@@ -65,7 +67,7 @@ class UnitScorer:
             if attempt:
                 time.sleep(RETRY_WAIT_S * 2**attempt)
             try:
-                table = score_unit(unit, self._scorer, self._settings, self._run_id)
+                table = score_unit(unit, self._scorer, self._settings, self._run_id, self._network)
             except (InputError, NotFoundError) as error:
                 reason = str(error)
             except StorageError as error:  # the store, not the unit: no reason to give the unit up
@@ -92,8 +94,10 @@ class UnitScorer:
         return {**asdict(receipt), "failure": failure}
 
 
-def score_unit(unit: Unit, scorer: Scorer, settings: Classify, run_id: str) -> pa.Table:
-    """The score table of one unit.
+def score_unit(
+    unit: Unit, scorer: Scorer, settings: Classify, run_id: str, network: AbstractContextManager[object]
+) -> pa.Table:
+    """The score table of one unit; `network` is held while the scorer works, so that units take turns.
 
     Raises
     ------
@@ -105,10 +109,11 @@ def score_unit(unit: Unit, scorer: Scorer, settings: Classify, run_id: str) -> p
     for part in _ahead(_parts_of(unit, scorer.card, settings)):
         part_logits = np.zeros(len(part), np.float32)
         usable = ~is_fatal(part.flags)
-        if usable.all():
-            part_logits = scorer.logits(part.images)
-        elif usable.any():
-            part_logits[usable] = scorer.logits(part.images[usable])
+        with network:
+            if usable.all():
+                part_logits = scorer.logits(part.images)
+            elif usable.any():
+                part_logits[usable] = scorer.logits(part.images[usable])
         logits.append(part_logits)
         parts.append(replace(part, images=part.images[:0]))
     object_id = pa.concat_arrays([part.object_id for part in parts])

@@ -15,8 +15,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> str:
     simulate.run(settings.Simulate(cutouts=250, seed=11, output=str(folder / "cutouts")))
     recipe = folder / "recipe.toml"
     recipe.write_text(
-        'name = "test"\noptimizer = "adamw"\nlearning_rate = 3e-4\nschedule = "cosine"\nepochs = 6\nbatch_size = 32\nrefresh_norms = true\n'
-        'l2_conv = 0.0\nl2_dense = 0.0\naugment = true\nkeep = "best"\n'
+        'name = "test"\noptimizer = "adamw"\nlearning_rate = 3e-4\nschedule = "cosine"\nepochs = 6\nbatch_size = 32\n'
+        'l2_conv = 0.0\nl2_dense = 0.0\naugment = true\nrefresh_norms = true\nkeep = "best"\n'
     )
     train.run(settings.Train(cutouts=str(folder / "cutouts"), output=str(folder / "checkpoint"), recipe=str(recipe)))
     return str(folder / "checkpoint")

@@ -73,7 +73,9 @@ def _verb_command(verb: str, model: type[settings.Settings]) -> click.Command:
 
     def call(config: str | None, as_json: bool, verbose: bool, **flags: Any) -> None:
         def work() -> Summary:
-            resolved = model.resolve(_merge(config, flags), f"deepshadows {verb}")
+            source = f"deepshadows {verb}" + (f" --config {config}" if config else "")
+            resolved = model.resolve(_merge(config, flags), source)
+            logging.getLogger(__name__).info("%s", resolved)
             module = importlib.import_module(f"deepshadows.verbs.{verb}")
             return typing.cast(Summary, module.run(resolved))
 
@@ -165,7 +167,21 @@ app.add_command(_submit)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; exits with the codes of `outcomes.ExitCode`."""
-    app(args=None if arguments is None else list(arguments), prog_name="deepshadows")
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        app(args=words, prog_name="deepshadows", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "")
+        sys.exit(ExitCode.USAGE)
+    except click.ClickException as error:  # a flag that is wrong: the JSON line is promised all the same
+        error.show()
+        if "--json" in words:
+            record = {"verb": words[0], "exit_code": int(ExitCode.USAGE), "output": None, "seconds": 0.0}
+            click.echo(json.dumps({**record, "error": error.format_message()}))
+        sys.exit(ExitCode.USAGE)
+    except click.Abort:
+        click.echo("stopped", err=True)
+        sys.exit(ExitCode.FAILED)
 
 
 if __name__ == "__main__":

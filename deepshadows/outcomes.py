@@ -37,6 +37,12 @@ class InputError(Failure):
     """An input object (tile, shard, table, checkpoint) cannot be used as it is."""
 
 
+class AbsentError(InputError):
+    """What the user named is not there."""
+
+    exit_code = ExitCode.USAGE
+
+
 class StorageError(Failure):
     """The store did not do what was asked: unreachable, full, read-only."""
 

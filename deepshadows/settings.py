@@ -24,6 +24,14 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_are_not_booleans(cls, values: Any) -> Any:
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
+                raise ValueError(f"{name}: true or false is not a value of it")
+        return values
+
     @classmethod
     def resolve(cls, values: dict[str, Any], source: str) -> Self:
         """Validate `values`; a wrong one is a `UsageError` that names it and `source`."""

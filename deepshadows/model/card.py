@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scipy.special import expit
 
 from deepshadows import storage
-from deepshadows.outcomes import InputError, NotFoundError
+from deepshadows.outcomes import AbsentError, InputError, NotFoundError
 
 FORMAT_VERSION = 1
 CARD_NAME = "card.json"
@@ -101,7 +101,7 @@ def read_card(url: str) -> Card:
     try:
         text = storage.read(address)
     except NotFoundError as error:
-        raise InputError(
+        raise AbsentError(
             f"{url}: no checkpoint here: {CARD_NAME} is missing; a checkpoint is a folder with {WEIGHTS_NAME} and "
             f"{CARD_NAME}, as `deepshadows train` writes it"
         ) from error

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from deepshadows import storage
-from deepshadows.outcomes import InputError
+from deepshadows.outcomes import AbsentError, InputError
 from deepshadows.schema import IMAGE_BYTES, IMAGE_SHAPE, SHAPE_TEXT, Flag, cutout_schema, image_field, image_metadata
 from deepshadows.sky.cutouts import Geometry, bring_to_field
 
@@ -247,7 +247,7 @@ def read_shards(url: str) -> Cutouts:
     """All cut-outs of a folder of shards, or of one shard, in memory."""
     shards = list_shards(url)
     if not shards:
-        raise InputError(f"{url}: no cut-out shards (*.parquet); make them with `deepshadows cutouts`")
+        raise AbsentError(f"{url}: no cut-out shards (*.parquet); make them with `deepshadows cutouts`")
     return concatenate([cutouts_from_table(open_shard(shard.url).read(), shard.url) for shard in shards])
 
 

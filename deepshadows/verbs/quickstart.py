@@ -47,8 +47,11 @@ def run(wanted: settings.Quickstart) -> Summary:
     """Simulate, train, detect, classify, publish, and compare with the truth."""
     started = time.monotonic()
     places = _Places(storage.normalise(wanted.output))
+    given = storage.normalise(wanted.checkpoint) if wanted.checkpoint else None
+    if given is not None:
+        read_card(given)
     with ray_session(wanted.address):
-        checkpoint = storage.normalise(wanted.checkpoint) if wanted.checkpoint else _train(wanted, places)
+        checkpoint = given or _train(wanted, places)
         _step("2/5  Simulating a survey and detecting its sources")
         survey = places["survey"]
         tiles, truth = f"{survey}/tiles", f"{survey}/truth.parquet"

@@ -1,6 +1,8 @@
 """Real sky in object storage to a catalogue that LSDB opens: DES DR1, Legacy Surveys DR9 and KiDS tiles, real cut-outs.
 
-Needs the folder of real data beside the checkout, or named by DEEPSHADOWS_REALDATA. The commands are those of a user.
+Needs the folder of real data beside the checkout, or named by DEEPSHADOWS_REALDATA. The commands are those of a user:
+
+    pytest -m slow tests/end_to_end/test_real_sky.py -s
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ REALDATA = Path(os.environ.get("DEEPSHADOWS_REALDATA", Path(__file__).parents[3]
 KIDS_SCALE_ARCSEC = 0.2
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not REALDATA.is_dir(), reason=f"no real sky data at {REALDATA}"),
     pytest.mark.timeout(900),
 ]

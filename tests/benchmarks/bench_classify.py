@@ -125,9 +125,9 @@ def scoring_seconds(source: str, checkpoint: str, target: str, precision: str, r
     return read_manifest(target).seconds
 
 
-def rates(root: Path, bucket: str, checkpoint: str, rows: int, rounds: int) -> list[str]:
+def rates(root: Path, bucket: str, checkpoint: str, wanted: argparse.Namespace) -> list[str]:
     """Rates without start-up: rows of a long run less those of a short one, over the difference of their seconds."""
-    images = images_like_sky(SHARD_ROWS)
+    images, rows, rounds = images_like_sky(SHARD_ROWS), wanted.rows, wanted.rounds
     sizes = {"short": SHARD_ROWS, "exact": rows // 3, "fast": rows}
     for folder, count in sizes.items():
         for number in range(count // SHARD_ROWS):
@@ -137,7 +137,7 @@ def rates(root: Path, bucket: str, checkpoint: str, rows: int, rounds: int) -> l
         "| precision | scorer alone | classify, disk | ratio | classify, S3 | ratio | engine |",
         "|---|---|---|---|---|---|---|",
     ]
-    for precision in ("exact", "fast"):
+    for precision in wanted.precisions:
         alone: list[float] = []
         found: dict[str, list[float]] = {str(root): [], bucket: []}
         for number in range(rounds):
@@ -204,6 +204,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=90_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory-rows", type=int, nargs="*", default=[50_000, 500_000])
+    parser.add_argument("--precisions", nargs="*", default=["exact", "fast"])
     wanted = parser.parse_args()
     print(machine(), flush=True)
     server = SeaweedFS()
@@ -215,7 +216,7 @@ def main() -> None:
             checkpoint = str(root / "checkpoint")
             save(checkpoint, DeepShadowsNet(seed=3), Card(name="untrained"))
             bucket = server.create_bucket("bench")
-            rate_lines = rates(root, bucket, checkpoint, wanted.rows, wanted.rounds)
+            rate_lines = rates(root, bucket, checkpoint, wanted)
             resume_line = resume(root, checkpoint, wanted.rows)
             memory_lines = memory(root, checkpoint, wanted.memory_rows)
     finally:

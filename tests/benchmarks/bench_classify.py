@@ -230,7 +230,7 @@ def main() -> None:
                 "",
                 f"## Classify cut-out shards: images/s, median of {wanted.rounds} rounds",
                 "",
-                f"{wanted.rows} cut-outs (exact: a quarter), first to last commit; the S3 server shares the cores.",
+                f"{wanted.rows} cut-outs (exact: a third), start-up left out; the S3 server shares the cores.",
                 "",
                 *rate_lines,
                 "",

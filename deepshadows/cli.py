@@ -36,16 +36,19 @@ VERBS: dict[str, type[settings.Settings]] = {
 _FLAG_NAMES = {"from_checkpoint": "--from"}
 
 
-def _option(name: str, info: FieldInfo) -> click.Option:
-    """One settings field as a flag."""
+def _parameter(name: str, info: FieldInfo) -> click.Parameter:
+    """One settings field as a flag, or as a positional argument where the field says `settings.ARGUMENT`."""
     kind, multiple = _flag_type(info.annotation)
+    if info.json_schema_extra == settings.ARGUMENT:
+        return click.Argument([name], type=kind, nargs=-1 if multiple else 1, required=False)
     flag = _FLAG_NAMES.get(name, "--" + name.replace("_", "-"))
     default = info.default
     shown = "required" if info.is_required() else f"default: {default}" if default not in (None, "") else ""
     help_text = f"{info.description}" + (f"  [{shown}]" if shown else "")
     if kind is bool:
         return click.Option([f"{flag}/--no-{flag.removeprefix('--')}", name], default=None, help=help_text)
-    return click.Option([flag, name], type=kind, multiple=multiple, default=None, help=help_text)
+    flags = [flag, "-o"] if name == "output" else [flag]
+    return click.Option([*flags, name], type=kind, multiple=multiple, default=None, help=help_text)
 
 
 def _flag_type(annotation: Any) -> tuple[Any, bool]:
@@ -64,7 +67,7 @@ def _flag_type(annotation: Any) -> tuple[Any, bool]:
 
 
 def _verb_command(verb: str, model: type[settings.Settings]) -> click.Command:
-    options: list[click.Parameter] = [_option(name, info) for name, info in model.model_fields.items()]
+    options: list[click.Parameter] = [_parameter(name, info) for name, info in model.model_fields.items()]
     options += [
         click.Option(["--config"], type=click.Path(dir_okay=False), help="TOML file with any of these settings."),
         click.Option(["--json", "as_json"], is_flag=True, help="Last line of stdout: one JSON object."),

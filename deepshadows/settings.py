@@ -17,6 +17,8 @@ Survey = Literal["des", "hsc"]
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
+ARGUMENT = {"argument": True}
+"""`json_schema_extra` of a field that the command line takes by its place, without a flag."""
 
 
 class Settings(BaseModel):

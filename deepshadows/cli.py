@@ -28,10 +28,14 @@ VERBS: dict[str, type[settings.Settings]] = {
     "simulate": settings.Simulate,
     "detect": settings.Detect,
     "cutouts": settings.Cutouts,
+    "fetch": settings.Fetch,
     "train": settings.Train,
+    "finetune": settings.Finetune,
     "evaluate": settings.Evaluate,
+    "explain": settings.Explain,
     "classify": settings.Classify,
     "publish": settings.Publish,
+    "experiments": settings.Experiments,
 }
 _FLAG_NAMES = {"from_checkpoint": "--from"}
 
@@ -85,7 +89,17 @@ def _verb_command(verb: str, model: type[settings.Settings]) -> click.Command:
         _logging(verbose)
         sys.exit(_report(verb, work, as_json))
 
-    return click.Command(verb, params=options, callback=call, help=model.__doc__)
+    return click.Command(verb, params=options, callback=call, help=_help(model))
+
+
+def _help(model: type[settings.Settings]) -> str:
+    """The sentence of a verb, and those of its positional arguments, which click gives no place of their own."""
+    arguments = [
+        f"{name.upper()}: {info.description}"
+        for name, info in model.model_fields.items()
+        if info.json_schema_extra == settings.ARGUMENT
+    ]
+    return "\n\n".join([model.__doc__ or "", *arguments])
 
 
 def _merge(config: str | None, flags: dict[str, Any]) -> dict[str, Any]:

@@ -9,15 +9,21 @@ import tomllib
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.config import JsonDict
 
 from deepshadows.outcomes import UsageError
 
 Precision = Literal["exact", "fast"]
 Survey = Literal["des", "hsc"]
+ExperimentName = Literal["baselines", "splits", "label_noise", "transfer", "three_classes", "grad_cam", "real_features"]
+Trainable = Literal["all", "head", "last_block"]
+"""Layers that learn: all; the two dense ones; or these and the last convolution with its batch norm."""
+HeatMap = Literal["hires-cam", "grad-cam"]
+"""How it is shown what a network looked at: see `model.explanation`."""
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
-ARGUMENT = {"argument": True}
+ARGUMENT: JsonDict = {"argument": True}
 """`json_schema_extra` of a field that the command line takes by its place, without a flag."""
 
 
@@ -69,6 +75,9 @@ class Simulate(Cluster):
     cutouts: NotNegative = Field(0, description="Instead of tiles: labelled cut-outs of each class.")
     seed: NotNegative = Field(1, description="Seed; the same seed gives the same bytes.")
     tile_size_pix: Annotated[int, Field(ge=512, le=10_000)] = Field(2048, description="Side of a tile.")
+    fov_arcsec: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Field of view of the cut-outs; without it, the network's 33.5."
+    )
     output: str = Field(description="Folder that receives tiles/, truth.parquet and the tile index.")
 
 
@@ -110,6 +119,50 @@ class Cutouts(Cluster, Columns, TileReading):
     shard_rows: Positive = Field(10_000, description="Rows of one shard.")
 
 
+class Fetch(Cluster, Columns):
+    """Download the public lists (fetch datasets), or images from the Legacy Surveys viewer (fetch cutouts)."""
+
+    what: Literal["datasets", "cutouts"] = Field(
+        description="datasets for the lists of the paper, cutouts for images of --positions.",
+        json_schema_extra=ARGUMENT,
+    )
+    output: str = Field(description="Folder that receives the files.")
+    positions: str | None = Field(None, description="Objects to fetch images of (Parquet, FITS or CSV).")
+    survey: Survey = Field("des", description="Survey whose layer, field and stretch are meant.")
+    format: Literal["jpeg", "fits"] = Field("jpeg", description="Pictures, or fluxes in nanomaggies.")
+    layer: str | None = Field(None, description="Layer of the viewer; without it, that of the survey.")
+    zoom: Annotated[int, Field(ge=8, le=18)] | None = Field(
+        None, description="Zoom of the viewer; without it 15 for jpeg, 14 (native pixels) for fits."
+    )
+    pixscale_arcsec: Annotated[float, Field(gt=0)] | None = Field(None, description="Pixel scale instead of a zoom.")
+    size_pix: Annotated[int, Field(ge=16, le=3000)] | None = Field(
+        None, description="Side of an image; without it 256 for jpeg, 128 for fits."
+    )
+    bands: Annotated[str, Field(pattern="^[ugrizYy]+$")] | None = Field(
+        None, description="Bands to ask for, such as grz; without it the layer's for jpeg, grz for fits."
+    )
+    url: str | None = Field(None, description="Server to ask instead of the public one.")
+    requests_per_s: Annotated[float, Field(gt=0, le=100)] = Field(4.0, description="Most requests in a second, in all.")
+    threads: Annotated[int, Field(gt=0, le=32)] = Field(4, description="Requests under way at one time.")
+    retries: NotNegative = Field(5, description="Further tries before an object counts as failed.")
+    backoff_s: Annotated[float, Field(ge=0)] = Field(2.0, description="Pause before the second try; doubles each time.")
+    timeout_s: Annotated[float, Field(gt=0)] = Field(60.0, description="Longest time for one answer.")
+    shard_rows: Positive = Field(10_000, description="Rows of one shard.")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.what == "cutouts" and self.positions is None:
+            raise ValueError("fetch cutouts needs --positions")
+        alien = {"positions", "survey", "format", "layer", "zoom", "pixscale_arcsec", "size_pix", "bands"}
+        if self.what == "datasets" and (given := sorted(alien & self.model_fields_set)):
+            raise ValueError(f"fetch datasets takes no {', '.join(given)}")
+        if self.zoom is not None and self.pixscale_arcsec is not None:
+            raise ValueError("give zoom or pixscale_arcsec, not both")
+        if self.url is not None and not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"url {self.url}: an address begins with http:// or https://")
+        return self
+
+
 class Recipe(Settings):
     """How a network is trained. The defaults are the paper's recipe (arXiv:2011.12437, section 4)."""
 
@@ -122,8 +175,13 @@ class Recipe(Settings):
     l2_conv: Annotated[float, Field(ge=0)] = Field(0.13, description="L2 on convolution kernels (Keras sense).")
     l2_dense: Annotated[float, Field(ge=0)] = Field(0.12, description="L2 on the first dense kernel.")
     augment: bool = Field(False, description="Random flips and quarter turns.")
+    observe_anew: bool = Field(
+        False, description="Random shifts, resampling, tint, noise and JPEG, as other layers and telescopes would give."
+    )
     refresh_norms: bool = Field(False, description="Measure batch-norm statistics anew, without dropout, each epoch.")
     keep: Literal["last", "best"] = Field("last", description="Weights of which epoch, by validation loss.")
+    patience: NotNegative = Field(0, description="Stop after so many epochs without a lower validation loss; 0: never.")
+    trainable: Trainable = Field("all", description="Layers that learn: all, dense ones, or with the last convolution.")
     seed: NotNegative = Field(1, description="Seed of initial weights, order and split.")
     validation_fraction: Probability = Field(0.15, description="Share of sky blocks held out to validate.")
     split: Literal["sky", "random"] = Field("sky", description="Split by blocks of sky, or at random as the paper.")
@@ -147,6 +205,21 @@ RECIPES = {
         refresh_norms=True,
         keep="best",
     ),
+    "finetune": Recipe(
+        name="finetune",
+        optimizer="adamw",
+        learning_rate=1e-4,
+        epochs=60,
+        batch_size=16,
+        l2_conv=1e-4,
+        l2_dense=1e-4,
+        augment=True,
+        refresh_norms=True,
+        keep="best",
+        patience=10,
+        validation_fraction=0.25,
+    ),
+    "finetune_paper": Recipe(name="finetune_paper", learning_rate=0.005, epochs=30, batch_size=16),
 }
 """Recipes that go by name; `jobs/recipe_*.toml` hold the same, to start your own from."""
 
@@ -162,6 +235,35 @@ class Train(Cluster):
     gpus: bool = Field(False, description="One GPU a worker.")
 
 
+class Finetune(Cluster):
+    """Train a network further on labelled cut-outs of your own survey, and tell what that bought."""
+
+    cutouts: str = Field(description="Folder of labelled cut-out shards; 20 rows are the least.")
+    output: str = Field(description="Folder that receives the checkpoint.")
+    from_checkpoint: str = Field(description="Network to start from: a checkpoint, or the name of shipped weights.")
+    recipe: str = Field("finetune", description="finetune, finetune_paper, or a TOML file like those in jobs/.")
+    layers: Trainable | None = Field(None, description="Layers that learn; without it, those that the recipe names.")
+    fov_arcsec: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Transfer the network to cut-outs of this field although its card states another; recorded."
+    )
+    stretch: str | None = Field(
+        None, description="Transfer the network to cut-outs of this stretch although its card states another; recorded."
+    )
+    workers: Positive = Field(1, description="Training processes.")
+    gpus: bool = Field(False, description="One GPU a worker.")
+
+
+class Explain(Cluster):
+    """Show what the network looked at: heat maps of chosen objects (HiResCAM or Grad-CAM), as pictures."""
+
+    checkpoint: str = Field(description="Checkpoint to explain.")
+    cutouts: str = Field(description="Cut-outs, labelled or not: shards or .npz.")
+    ids: tuple[str, ...] = Field((), description="Objects to explain; may be repeated, or several between commas.")
+    top: Positive = Field(12, description="Without ids: so many objects of highest p_lsbg.")
+    method: HeatMap = Field("hires-cam", description="Heat maps place by place, or by channel as in the paper.")
+    output: str = Field(description="Folder that receives the pictures and explain.parquet.")
+
+
 class Evaluate(Cluster):
     """Judge a checkpoint on labelled cut-outs, or a catalogue against a truth table."""
 
@@ -171,7 +273,10 @@ class Evaluate(Cluster):
     truth: str | None = Field(None, description="Truth table for --catalog.")
     radius_arcsec: Annotated[float, Field(gt=0)] = Field(1.0, description="Match radius for --truth.")
     purity: Probability | None = Field(None, description="Choose the threshold that reaches this purity.")
-    prevalence: Probability | None = Field(None, description="Correct probabilities to this share of LSBGs.")
+    completeness: Probability | None = Field(None, description="Choose the threshold that reaches this completeness.")
+    prevalence: Probability | None = Field(
+        None, description="Correct probabilities to this share of LSBGs, and tell the purity there."
+    )
     threshold: Probability | None = Field(None, description="Threshold on p_lsbg; without it, the card's.")
     precision: Precision = Field("exact", description="Arithmetic of the network.")
 
@@ -180,6 +285,12 @@ class Evaluate(Cluster):
         if (self.checkpoint and self.cutouts) or (self.catalog and self.truth):
             return self
         raise ValueError("give --checkpoint with --cutouts, or --catalog with --truth")
+
+    @model_validator(mode="after")
+    def _one_threshold(self) -> Self:
+        if sum(value is not None for value in (self.purity, self.completeness, self.threshold)) > 1:
+            raise ValueError("give one of --purity, --completeness and --threshold")
+        return self
 
 
 class Classify(Cluster, Columns, TileReading):
@@ -207,6 +318,23 @@ class Publish(Cluster):
     catalog: str = Field(description="Root of the catalogue.")
     duplicates: Literal["fail", "first"] = Field("fail", description="What to do with one id in several units.")
     partition_rows: Positive = Field(1_000_000, description="Most rows of one HEALPix partition.")
+
+
+class Experiments(Cluster):
+    """Repeat the paper's experiments: one report, its figures, and every number beside the paper's."""
+
+    names: tuple[ExperimentName, ...] = Field(
+        (), description="Experiments to run; without names, all.", json_schema_extra=ARGUMENT
+    )
+    scale: Literal["cpu", "paper"] = Field("cpu", description="cpu: smaller, within the hour; paper: full protocol.")
+    cutouts: str | None = Field(None, description="Labelled shards; without them, a DES-like sample is simulated.")
+    second: str | None = Field(None, description="Those of the second survey; without them, an HSC-like sample.")
+    features: str | None = Field(None, description="Real feature table for real_features (CSV, FITS or Parquet).")
+    split: Literal["sky", "random"] = Field("sky", description="Split by blocks of sky, or at random as the paper.")
+    seed: NotNegative = Field(1, description="Seed of samples, splits and weights; splits has six of its own.")
+    threads: Positive = Field(1, description="CPU threads of one training; as many trainings run as there is room.")
+    gpus: bool = Field(False, description="Train on GPUs, four trainings on each.")
+    output: str = Field(description="Folder of the report; the same command goes on with what is there.")
 
 
 class Quickstart(Cluster):

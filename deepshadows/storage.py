@@ -39,6 +39,9 @@ _FORBIDDEN = re.compile(
 )
 
 
+STREAM_CHUNK_BYTES = 4 << 20
+
+
 @dataclass(frozen=True, slots=True)
 class StoredObject:
     """One object of a listing. `etag` changes when the content does."""
@@ -145,6 +148,31 @@ def read_ranges(url: str, starts: Sequence[int], ends: Sequence[int]) -> list[by
     store, key = _locate(url)
     with _translated(url, "reading"):
         return [part.to_bytes() for part in obstore.get_ranges(store, key, starts=starts, ends=ends)]
+
+
+class ByteStream:
+    """Bytes [start, end) of an object as they come, in one request; taken in order."""
+
+    def __init__(self, url: str, start: int, end: int) -> None:
+        self._url, self._position, self._left = url, start, bytearray()
+        store, key = _locate(url)
+        with _translated(url, "reading"):
+            answer = obstore.get(store, key, options={"range": (start, end)})
+            self._chunks = iter(answer.stream(min_chunk_size=STREAM_CHUNK_BYTES))
+
+    def take(self, start: int, end: int) -> memoryview:
+        """Bytes [start, end) of the object, not before those taken last; what lies between is passed over."""
+        wanted = end - self._position
+        with _translated(self._url, "reading"):
+            while len(self._left) < wanted:
+                chunk = next(self._chunks, None)
+                if chunk is None:
+                    raise StorageError(f"{self._url}: the store broke off {wanted - len(self._left)} bytes early")
+                self._left += memoryview(chunk)
+        taken = memoryview(bytes(memoryview(self._left)[start - self._position : wanted]))
+        del self._left[:wanted]
+        self._position = end
+        return taken
 
 
 def open_arrow(url: str) -> pa.NativeFile:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from deepshadows import cli
+from deepshadows import cli, settings
 from deepshadows.outcomes import ExitCode, Summary
 
 HELP_LIMIT_S = 1.0
@@ -81,6 +81,8 @@ def test_every_settings_field_is_a_flag_with_its_sentence(verb: str) -> None:
     shown = " ".join(done.stdout.split())
     for name, field in cli.VERBS[verb].model_fields.items():
         flag = "--from" if name == "from_checkpoint" else "--" + name.replace("_", "-")
+        if field.json_schema_extra == settings.ARGUMENT:
+            flag = f"{name.upper()}:"
         assert f" {flag} " in shown or f" {flag} / --no" in shown
         assert field.description is not None
         assert field.description in shown
@@ -216,11 +218,15 @@ def test_an_unknown_verb_is_named() -> None:
         "detect --tiles IN/nowhere --output OUT/a.parquet",
         "cutouts --input IN/nowhere --output OUT",
         "cutouts --input IN/nowhere --detections IN/nowhere.parquet --output OUT",
+        "fetch cutouts --positions IN/nowhere.parquet --output OUT",
         "train --cutouts IN/nowhere --output OUT",
+        "finetune --cutouts IN/shards --from IN/nowhere --output OUT",
+        "explain --checkpoint IN/nowhere --cutouts IN/shards --output OUT",
         "evaluate --checkpoint IN/nowhere --cutouts IN/shards",
         "evaluate --catalog IN/nowhere --truth IN/truth.parquet",
         "classify --input IN/shards --checkpoint IN/nowhere --output OUT",
         "publish --run IN/nowhere --catalog OUT",
+        "experiments baselines --cutouts IN/nowhere --output OUT",
         "quickstart --checkpoint IN/nowhere --output OUT",
     ],
 )

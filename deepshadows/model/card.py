@@ -11,11 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scipy.special import expit
 
 from deepshadows import storage
+from deepshadows.model import shipped
 from deepshadows.outcomes import AbsentError, InputError, NotFoundError
 
 FORMAT_VERSION = 1
 CARD_NAME = "card.json"
 WEIGHTS_NAME = "model.safetensors"
+UNCERTAINTY_NAME = "uncertainty.safetensors"
 ARCHITECTURE = "deepshadows-cnn-1"
 """The network of `model.network`; another set of layers gets another name."""
 PARAMETERS = {ARCHITECTURE: 4_220_385}
@@ -70,6 +72,7 @@ class Card(_Frozen):
     training: Training | None = Field(None, description="What the weights were made from.")
     metrics: dict[str, float | int | None] = Field(default_factory=dict, description="On the validation rows.")
     weights_sha256: str = Field("", description="sha256 of model.safetensors.")
+    uncertainty_sha256: str = Field("", description="sha256 of uncertainty.safetensors; empty: there is none.")
     software: dict[str, str] = Field(default_factory=dict, description="Versions that made the weights.")
 
     def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -85,25 +88,44 @@ class Card(_Frozen):
         float32 (N,)
             Each value depends on its own logit alone, bit for bit.
         """
-        scaled = self.calibration.slope * logits.astype(np.float64) + self.calibration.intercept
-        return np.asarray(expit(scaled), dtype=np.float32)
+        return np.asarray(expit(self._scaled(logits)), dtype=np.float32)
+
+    def errors(self, logits: NDArray[np.float32], variances: NDArray[np.float32]) -> NDArray[np.float32]:
+        """1-sigma uncertainty of p_lsbg: half of what lies between p one deviation below and one above.
+
+        Parameters
+        ----------
+        logits : float32 (N,)
+        variances : float32 (N,)
+            Of the calibrated logit; NaN, where there is none, gives NaN.
+
+        Returns
+        -------
+        float32 (N,)
+            Below 0.5.
+        """
+        scaled, deviation = self._scaled(logits), np.sqrt(variances.astype(np.float64))
+        return np.asarray((expit(scaled + deviation) - expit(scaled - deviation)) / 2, dtype=np.float32)
+
+    def _scaled(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        return np.asarray(self.calibration.slope * logits.astype(np.float64) + self.calibration.intercept)
 
 
 def read_card(url: str) -> Card:
-    """The card of the checkpoint in folder `url`, local or s3://.
+    """The card of the checkpoint in folder `url`, local or s3://, or of the shipped network of that name.
 
     Raises
     ------
     InputError
         There is none, it is no valid card, or it is of a version or architecture that this code does not know.
     """
-    address = storage.join(url, CARD_NAME)
+    address = storage.join(shipped.folder(url), CARD_NAME)
     try:
         text = storage.read(address)
     except NotFoundError as error:
         raise AbsentError(
             f"{url}: no checkpoint here: {CARD_NAME} is missing; a checkpoint is a folder with {WEIGHTS_NAME} and "
-            f"{CARD_NAME}, as `deepshadows train` writes it"
+            f"{CARD_NAME}, as `deepshadows train` writes it, or one of {', '.join(shipped.names())}"
         ) from error
     try:
         values = json.loads(text)

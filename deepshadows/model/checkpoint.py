@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from deepshadows import storage
+from deepshadows.model import shipped
 from deepshadows.model.card import CARD_NAME, WEIGHTS_NAME, Card, read_card
 from deepshadows.model.network import DeepShadowsNet
 from deepshadows.outcomes import InputError, NotFoundError
@@ -43,7 +44,7 @@ def load(url: str) -> tuple[DeepShadowsNet, Card]:
         the architecture that it names.
     """
     card = read_card(url)
-    address = storage.join(url, WEIGHTS_NAME)
+    address = storage.join(shipped.folder(url), WEIGHTS_NAME)
     try:
         data = storage.read(address)
     except NotFoundError as error:

@@ -1,4 +1,4 @@
-"""The DeepShadows network (arXiv:2011.12437, figure 4) in torch. No Ray, no files; imports nothing of ours."""
+"""The DeepShadows network (arXiv:2011.12437, figure 4) in torch. No Ray, no files."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.utils import skip_init
+
+from deepshadows.settings import Trainable
 
 SIZE_PIX = 64
 CHANNELS = (16, 32, 64)
@@ -19,7 +21,7 @@ BN_EPS = 1e-3
 
 
 class DeepShadowsNet(nn.Module):
-    """3 x [Conv 3x3, ReLU, BatchNorm, MaxPool 2, Dropout 0.4], Flatten, Dense 1024 ReLU, Dense 1.
+    """3 x [Conv 3x3, ReLU, BatchNorm, MaxPool 2, Dropout 0.4], Flatten, Dense 1024 ReLU, Dense 1 (or one a class).
 
     4,220,161 trainable parameters; with the running statistics, as Keras counts, 4,220,385. The flattened features
     are in torch's order (channel, row, column); Keras has (row, column, channel), so a Keras dense kernel must
@@ -29,9 +31,12 @@ class DeepShadowsNet(nn.Module):
     ----------
     seed : int, optional
         Seed of the initial weights (Glorot uniform, biases zero); torch's own state is not touched.
+    outputs : int, optional
+        1 is the paper's network, whose logit is that of an LSBG. Its variant of three classes (artifact-1, artifact-2,
+        LSBG) has 3, which a softmax turns into probabilities.
     """
 
-    def __init__(self, seed: int = 1) -> None:
+    def __init__(self, seed: int = 1, outputs: int = 1) -> None:
         super().__init__()
         inputs = (3, *CHANNELS[:-1])
         self.convs = nn.ModuleList(
@@ -43,7 +48,7 @@ class DeepShadowsNet(nn.Module):
         self.dropout = nn.Dropout(DROPOUT)
         features = CHANNELS[-1] * (SIZE_PIX // 8) ** 2
         self.hidden: nn.Linear = skip_init(nn.Linear, features, HIDDEN)  # type: ignore[no-untyped-call]
-        self.output: nn.Linear = skip_init(nn.Linear, HIDDEN, 1)  # type: ignore[no-untyped-call]
+        self.output: nn.Linear = skip_init(nn.Linear, HIDDEN, outputs)  # type: ignore[no-untyped-call]
         self._initialise(seed)
 
     def _initialise(self, seed: int) -> None:
@@ -71,13 +76,41 @@ class DeepShadowsNet(nn.Module):
         Returns
         -------
         Tensor
-            Shape (N,); larger is more like a low-surface-brightness galaxy.
+            Shape (N,); larger is more like a low-surface-brightness galaxy. With several outputs (N, outputs).
         """
-        for conv, norm in self.blocks():
-            x_NCHW = self.dropout(self.pool(norm(torch.relu(conv(x_NCHW)))))
-        h_NF = torch.relu(self.hidden(x_NCHW.flatten(1)))
-        logits_N1: Tensor = self.output(h_NF)
-        return logits_N1.squeeze(1)
+        return self.from_last_activation(self.last_activation(x_NCHW))
+
+    def last_activation(self, x_NCHW: Tensor) -> Tensor:
+        """What the last convolution sees, after its ReLU: shape (N, 64, 16, 16)."""
+        *earlier, (last, _) = self.blocks()
+        for conv, norm in earlier:
+            x_NCHW = self._end_of_block(torch.relu(conv(x_NCHW)), norm)
+        return torch.relu(last(x_NCHW))
+
+    def from_last_activation(self, a_NCHW: Tensor) -> Tensor:
+        """Logits that follow from the result of `last_activation`."""
+        *_, (_, norm) = self.blocks()
+        h_NF = torch.relu(self.hidden(self._end_of_block(a_NCHW, norm).flatten(1)))
+        logits_NO: Tensor = self.output(h_NF)
+        return logits_NO.squeeze(1) if self.output.out_features == 1 else logits_NO
+
+    def _end_of_block(self, a_NCHW: Tensor, norm: BatchNorm) -> Tensor:
+        x_NCHW: Tensor = self.dropout(self.pool(norm(a_NCHW)))
+        return x_NCHW
+
+    def freeze_but(self, trainable: Trainable) -> None:
+        """Let only these layers learn. Batch norms of the others are to stay in evaluation mode: see `train`."""
+        self.requires_grad_(trainable == "all")
+        last = list(self.blocks())[-1] if trainable == "last_block" else ()
+        for layer in (self.hidden, self.output, *last):
+            layer.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> DeepShadowsNet:
+        """As in torch, but batch norms that do not learn stay in evaluation mode: their statistics do not move."""
+        super().train(mode)
+        for _, norm in self.blocks():
+            norm.train(mode and norm.weight.requires_grad)
+        return self
 
 
 def to_input(images_NHWC: Tensor) -> Tensor:

@@ -11,14 +11,54 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deepshadows.model import checkpoint, engines
+from deepshadows.model import checkpoint, engines, uncertainty
 from deepshadows.model.card import Card
+from deepshadows.model.domain import Domain
 from deepshadows.model.engines import CudaEngine, Engine, EngineUnavailableError
 from deepshadows.outcomes import InputError
 
 PROBE_IMAGES = 64
 MOST_DIFFERENCE = 0.02
 """Of p_lsbg between a fast engine and the reference, on each probe image (DESIGN.md section 5)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What is said of N images.
+
+    Attributes
+    ----------
+    logits, p_lsbg : float32 (N,)
+    p_lsbg_err : float32 (N,)
+        1-sigma; NaN where the checkpoint states no uncertainty.
+    domain_distance : float32 (N,)
+        How unlike the training images, in units of the limit; NaN where the checkpoint states no domain.
+    """
+
+    logits: NDArray[np.float32]
+    p_lsbg: NDArray[np.float32]
+    p_lsbg_err: NDArray[np.float32]
+    domain_distance: NDArray[np.float32]
+
+    @property
+    def out_of_domain(self) -> NDArray[np.bool_]:
+        """Unlike the training images, shape (N,)."""
+        return np.asarray(self.domain_distance > 1)
+
+    def placed(self, rows: NDArray[np.bool_], fill: float) -> Scores:
+        """Scores of the True ones of `rows` at their places, `fill` at the others."""
+
+        def at_place(values: NDArray[np.float32]) -> NDArray[np.float32]:
+            column = np.full(len(rows), fill, np.float32)
+            column[rows] = values
+            return column
+
+        return Scores(**{name: at_place(values) for name, values in vars(self).items()})
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Scores]) -> Scores:
+        """One after the other; at least one."""
+        return cls(**{name: np.concatenate([vars(part)[name] for part in parts]) for name in vars(parts[0])})
 
 
 @dataclass(frozen=True)
@@ -28,9 +68,10 @@ class Scorer:
     card: Card
     engine: str
     _run: Engine
+    _domain: Domain | None = None
 
-    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Logits of a batch of any size.
+    def score(self, images: NDArray[np.uint8]) -> Scores:
+        """Everything about a batch of any size.
 
         Parameters
         ----------
@@ -39,8 +80,8 @@ class Scorer:
 
         Returns
         -------
-        float32 (N,)
-            With exact precision each value depends on its own image alone, bit for bit.
+        Scores
+            With exact precision each row depends on its own image alone, bit for bit; distances do so with any.
 
         Raises
         ------
@@ -49,7 +90,18 @@ class Scorer:
         """
         if images.dtype != np.uint8 or images.shape[1:] != (64, 64, 3):
             raise InputError(f"images are {images.dtype} {images.shape}; the network takes uint8 (N, 64, 64, 3)")
-        return self._run.logits(images)
+        outputs = self._run.measure(images)
+        unknown = np.full(len(images), np.nan, np.float32)
+        return Scores(
+            logits=outputs.logits,
+            p_lsbg=self.card.probabilities(outputs.logits),
+            p_lsbg_err=self.card.errors(outputs.logits, outputs.variances),
+            domain_distance=self._domain.distance(outputs.summaries) if self._domain else unknown,
+        )
+
+    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Logits alone of a batch of any size, float32 (N,); see `score`."""
+        return self.score(images).logits
 
 
 def load_scorer(
@@ -80,21 +132,29 @@ def load_scorer(
         CUDA was asked for and there is none.
     """
     net, card = checkpoint.load(url)
+    fitted = uncertainty.read(url, card)
     on_cuda = (device or ("cuda" if torch.cuda.is_available() else "cpu")) == "cuda"
     builders: list[Callable[[], Engine]] = [
-        lambda: engines.folded_cpu(net, torch.bfloat16, batch_size=batch_size, threads=threads),
-        lambda: engines.folded_cpu(net, torch.float32, batch_size=batch_size, threads=threads),
+        lambda: engines.folded_cpu(net, torch.bfloat16, fitted, batch_size=batch_size, threads=threads),
+        lambda: engines.folded_cpu(net, torch.float32, fitted, batch_size=batch_size, threads=threads),
     ]
-    reference = engines.exact_cpu(net, threads=threads)
-    slow: Engine = CudaEngine(net, exact=True, batch_size=batch_size) if on_cuda else reference
+    reference = engines.exact_cpu(net, fitted, threads=threads)
+    slow: Engine = CudaEngine(net, fitted, exact=True, batch_size=batch_size) if on_cuda else reference
+    domain = fitted.domain if fitted else None
     if precision == "exact":
-        return Scorer(card, slow.name, slow)
+        return Scorer(card, slow.name, slow, domain)
     if on_cuda:
-        builders = [lambda: CudaEngine(net, exact=False, batch_size=batch_size)]
-    return choose(card, builders, reference, slow)
+        builders = [lambda: CudaEngine(net, fitted, exact=False, batch_size=batch_size)]
+    return choose(card, builders, reference, slow, domain)
 
 
-def choose(card: Card, builders: Sequence[Callable[[], Engine]], reference: Engine, slow: Engine) -> Scorer:
+def choose(
+    card: Card,
+    builders: Sequence[Callable[[], Engine]],
+    reference: Engine,
+    slow: Engine,
+    domain: Domain | None = None,
+) -> Scorer:
     """The first engine that can be built here and agrees with `reference`; where none does, `slow`.
 
     Parameters
@@ -111,17 +171,21 @@ def choose(card: Card, builders: Sequence[Callable[[], Engine]], reference: Engi
             continue
         difference = probe(card, engine, reference)
         if difference <= MOST_DIFFERENCE:
-            return Scorer(card, engine.name, engine)
-        refused.append(f"{engine.name} differs from the reference by {difference:.3f} in p_lsbg")
+            return Scorer(card, engine.name, engine, domain)
+        refused.append(f"{engine.name} differs from the reference by {difference:.3f} in p_lsbg or its error")
     reasons = "; ".join(refused)
     warnings.warn(f"no fast engine can be used here: {reasons}; scoring with {slow.name}", stacklevel=3)
-    return Scorer(card, f"{slow.name} (instead of fast: {reasons})", slow)
+    return Scorer(card, f"{slow.name} (instead of fast: {reasons})", slow, domain)
 
 
 def probe(card: Card, engine: Engine, reference: Engine) -> float:
-    """Largest difference in p_lsbg between two engines on the probe images; infinite if one is not finite."""
+    """Largest difference in p_lsbg, or its error, between two engines on the probe images; infinite if not finite."""
     images = probe_images()
-    difference = np.abs(card.probabilities(engine.logits(images)) - card.probabilities(reference.logits(images)))
+    one, other = engine.measure(images), reference.measure(images)
+    difference = np.abs(card.probabilities(one.logits) - card.probabilities(other.logits))
+    if not np.isnan(other.variances).all():
+        errors = np.abs(card.errors(one.logits, one.variances) - card.errors(other.logits, other.variances))
+        difference = np.maximum(difference, errors)
     return float(difference.max()) if np.isfinite(difference).all() else np.inf
 
 

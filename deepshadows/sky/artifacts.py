@@ -109,13 +109,13 @@ def draw_big_galaxy(canvas: Canvas, item: SkyObject) -> None:
     norm = 2 * np.pi * 4 * r_eff**2 * np.exp(7.669) * 7.669**-8 * gamma(8)
     canvas.add_shape(window, np.exp(-7.669 * ((radius / r_eff) ** 0.25 - 1)) / norm, light)
     colour = light / light[0]
-    for _ in range(int(rng.integers(3, 9))):
+    for _ in range(int(rng.integers(1, 6))):
         far = item.r_eff_arcsec * float(rng.uniform(1.5, 5.0))
         _draw_plume(canvas, item, rng, far_arcsec=far, colour=colour)
 
 
 def _draw_plume(canvas: Canvas, item: SkyObject, rng: np.random.Generator, *, far_arcsec: float, colour: F64) -> None:
-    """Diffuse light bent around a galaxy, mean surface brightness g 25 to 26.8."""
+    """Diffuse light bent around a galaxy, peak surface brightness g 24.6 to 26.6."""
     where = float(rng.uniform(0, 2 * np.pi))
     far = canvas.pix(far_arcsec)
     sigma_across = canvas.pix(float(rng.uniform(1.0, 3.0)))
@@ -129,7 +129,7 @@ def _draw_plume(canvas: Canvas, item: SkyObject, rng: np.random.Generator, *, fa
     turned = np.arctan2(from_galaxy_y, from_galaxy_x) - where
     along = far * np.arctan2(np.sin(turned), np.cos(turned))
     shape = np.exp(-0.5 * ((outward / sigma_across) ** 2 + (along / sigma_along) ** 2))
-    peak_mag = float(rng.uniform(24.3, 26.3))
+    peak_mag = float(rng.uniform(24.6, 26.6))
     peak = canvas.survey.counts(np.array(peak_mag)) * canvas.survey.pixel_scale_arcsec**2
     canvas.add_shape(window, shape, colour * float(peak))
 
@@ -190,20 +190,20 @@ def _draw_arm_knots(
 
 
 def draw_irregular(canvas: Canvas, item: SkyObject) -> None:
-    """A blue galaxy with a third to two thirds of its light in knots."""
+    """A blue galaxy with a sixth to a half of its light in knots."""
     rng = np.random.default_rng(item.seed)
     light = counts(canvas, item)
-    share = float(rng.uniform(0.3, 0.65))
+    share = float(rng.uniform(0.15, 0.5))
     parts = [(sersic(item), (1 - share) * light)]
-    parts += knots(rng, item, share * light, count=int(rng.integers(5, 14)), spread=0.7)
+    parts += knots(rng, item, share * light, count=int(rng.integers(5, 14)), spread=0.7, blueness=1.0)
     canvas.add_profile(parts, item.x, item.y, half_size(canvas, item))
 
 
 def draw_blend(canvas: Canvas, item: SkyObject) -> None:
-    """Three to six compact galaxies, each with its own colour, in a common envelope of a quarter to half the light."""
+    """Two to five compact galaxies, each with its own colour, in a common envelope of up to half the light."""
     rng = np.random.default_rng(item.seed)
-    count = int(rng.integers(3, 7))
-    light, envelope = counts(canvas, item), float(rng.uniform(0.25, 0.5))
+    count = int(rng.integers(2, 6))
+    light, envelope = counts(canvas, item), float(rng.uniform(0.05, 0.5))
     canvas.add_profile([(sersic(item), envelope * light)], item.x, item.y, half_size(canvas, item))
     r_eff = canvas.pix(item.r_eff_arcsec)
     along, across = rng.normal(0, 0.6 * r_eff, (2, count)) * [[1.0], [1 - item.ellipticity]]
@@ -221,18 +221,17 @@ def draw_blend(canvas: Canvas, item: SkyObject) -> None:
 
 
 def draw_cirrus(canvas: Canvas, item: SkyObject) -> None:
-    """A window on a random field with power k^-4, stretched along one direction: wisps and gradients."""
+    """A patch of a random field with power about k^-4, stretched along one direction, that fades to nothing."""
     rng = np.random.default_rng(item.seed)
-    half = min(2.5 * canvas.pix(item.r_eff_arcsec), 500)
+    half = min(3.5 * canvas.pix(item.r_eff_arcsec), 600)
     window = canvas.window(item.x, item.y, half)
     if window.empty:
         return
     field = _wisps(rng, window.dx.shape[1], window.dy.shape[0], item)
-    fade = np.exp(-0.5 * (elliptical_radius(window, item.ellipticity, item.angle_deg) / (0.45 * half)) ** 2)
-    shape = np.maximum(field, 0) * fade
-    total = float(shape.sum())
-    if total > 0:
-        canvas.add_shape(window, shape / total, counts(canvas, item))
+    sigma = half / 3.2 * np.sqrt(1 - item.ellipticity)  # 3.2 sigma at the edge along the longer axis
+    fade = np.exp(-0.5 * (elliptical_radius(window, item.ellipticity, item.angle_deg) / sigma) ** 2)
+    shape = np.logaddexp(0, 2 * field) * fade
+    canvas.add_shape(window, shape / float(shape.sum()), counts(canvas, item))
 
 
 def _wisps(rng: np.random.Generator, width: int, height: int, item: SkyObject) -> F64:

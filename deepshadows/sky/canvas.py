@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import galsim
@@ -54,9 +54,9 @@ class Canvas:
     """Seeing of each band, shape (B,)."""
 
     @classmethod
-    def blank(cls, survey: Survey, size_pix: int) -> Canvas:
+    def blank(cls, survey: Survey, size_pix: int, fwhm_pix: F64 | None = None) -> Canvas:
         flux = np.zeros((len(survey.bands), size_pix, size_pix), dtype=np.float32)
-        return cls(flux, survey, survey.fwhm_pix())
+        return cls(flux, survey, survey.fwhm_pix() if fwhm_pix is None else fwhm_pix)
 
     def pix(self, arcsec: float) -> float:
         return arcsec / self.survey.pixel_scale_arcsec
@@ -109,7 +109,7 @@ class Canvas:
             self.flux[band, window.rows, window.columns] += image.array[rows, columns]
 
 
-@cache
+@lru_cache(maxsize=16)
 def point_spread(fwhm_arcsec: float) -> Any:
     """The PSF of one seeing, pixel response included; shared, GalSim keeps its look-up tables."""
     return galsim.Moffat(beta=MOFFAT_BETA, fwhm=fwhm_arcsec, gsparams=FAST)

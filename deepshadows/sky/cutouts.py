@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from deepshadows.schema import Flag
 from deepshadows.sky.stretch import Stretch
@@ -215,26 +216,27 @@ def _cut_resampled(
     per_reference_pixel = np.float32((geometry.stretch.pixel_scale_arcsec / tile.pixel_scale_arcsec) ** 2)
     images = np.empty((len(x_edge), size, size, len(geometry.bands)), np.uint8)
     flags = np.full(len(x_edge), Flag.RESAMPLED.bit, np.int32)
-    for number, (x, y) in enumerate(zip(x_edge, y_edge, strict=True)):
-        left, top = (int(np.floor(centre - size * pitch / 2)) - 1 for centre in (x, y))
-        rows = _reflect(np.arange(top, top + count), height)
-        columns = _reflect(np.arange(left, left + count), width)
-        over_y = resampling_weights(y, pitch, size, top, count)
-        over_x = resampling_weights(x, pitch, size, left, count)
-        patch = np.ix_(np.arange(len(geometry.bands)), rows, columns)
-        valid = tile.valid[patch]
-        weight = over_y @ valid.astype(np.float64) @ over_x.T
-        value = over_y @ tile.flux[patch].astype(np.float64) @ over_x.T
-        mean = np.where(weight > 1e-6, value / np.maximum(weight, 1e-6), 0).astype(np.float32)
-        images[number] = geometry.stretch.apply(np.moveaxis(mean * per_reference_pixel, 0, -1), geometry.bands)
-        if min(x, y, width - x, height - y) < size * pitch / 2:
-            flags[number] |= Flag.PARTIAL_FIELD.bit
-        if not valid.all():
-            flags[number] |= Flag.SOME_MASKED.bit
-        if not (weight > 1e-6).any((1, 2)).all():
-            flags[number] |= Flag.ALL_MASKED.bit
-        if tile.saturated[patch].any():
-            flags[number] |= Flag.SATURATED.bit
+    with threadpool_limits(1, "blas"):  # products this small: 1.7 ms of CPU an image in one thread, 12.7 in two
+        for number, (x, y) in enumerate(zip(x_edge, y_edge, strict=True)):
+            left, top = (int(np.floor(centre - size * pitch / 2)) - 1 for centre in (x, y))
+            rows = _reflect(np.arange(top, top + count), height)
+            columns = _reflect(np.arange(left, left + count), width)
+            over_y = resampling_weights(y, pitch, size, top, count)
+            over_x = resampling_weights(x, pitch, size, left, count)
+            patch = np.ix_(np.arange(len(geometry.bands)), rows, columns)
+            valid = tile.valid[patch]
+            weight = over_y @ valid.astype(np.float64) @ over_x.T
+            value = over_y @ tile.flux[patch].astype(np.float64) @ over_x.T
+            mean = np.where(weight > 1e-6, value / np.maximum(weight, 1e-6), 0).astype(np.float32)
+            images[number] = geometry.stretch.apply(np.moveaxis(mean * per_reference_pixel, 0, -1), geometry.bands)
+            if min(x, y, width - x, height - y) < size * pitch / 2:
+                flags[number] |= Flag.PARTIAL_FIELD.bit
+            if not valid.all():
+                flags[number] |= Flag.SOME_MASKED.bit
+            if not (weight > 1e-6).any((1, 2)).all():
+                flags[number] |= Flag.ALL_MASKED.bit
+            if tile.saturated[patch].any():
+                flags[number] |= Flag.SATURATED.bit
     return images, flags
 
 
@@ -261,18 +263,19 @@ def bring_to_field(
     size, side = geometry.size_pix, images.shape[1]
     out = np.empty((len(images), size, size, images.shape[3]), np.uint8)
     flags = np.zeros(len(images), np.int32)
-    for number, (image, fov) in enumerate(zip(images, fov_arcsec, strict=True)):
-        if side == size and abs(float(fov) / geometry.fov_arcsec - 1) <= SCALE_TOLERANCE:
-            out[number] = image
-            continue
-        pitch = geometry.fov_arcsec / float(fov) * side / size
-        count = int(np.ceil(size * pitch)) + 3
-        first = int(np.floor(side / 2 - size * pitch / 2)) - 1
-        index = _reflect(np.arange(first, first + count), side)
-        weights = resampling_weights(side / 2, pitch, size, first, count)
-        patch = np.moveaxis(image, -1, 0)[:, index][:, :, index].astype(np.float64)
-        out[number] = np.moveaxis(np.rint(weights @ patch @ weights.T), 0, -1).astype(np.uint8)
-        flags[number] |= Flag.RESAMPLED.bit
-        if float(fov) < geometry.fov_arcsec * (1 - SCALE_TOLERANCE):
-            flags[number] |= Flag.PARTIAL_FIELD.bit
+    with threadpool_limits(1, "blas"):
+        for number, (image, fov) in enumerate(zip(images, fov_arcsec, strict=True)):
+            if side == size and abs(float(fov) / geometry.fov_arcsec - 1) <= SCALE_TOLERANCE:
+                out[number] = image
+                continue
+            pitch = geometry.fov_arcsec / float(fov) * side / size
+            count = int(np.ceil(size * pitch)) + 3
+            first = int(np.floor(side / 2 - size * pitch / 2)) - 1
+            index = _reflect(np.arange(first, first + count), side)
+            weights = resampling_weights(side / 2, pitch, size, first, count)
+            patch = np.moveaxis(image, -1, 0)[:, index][:, :, index].astype(np.float64)
+            out[number] = np.moveaxis(np.rint(weights @ patch @ weights.T), 0, -1).astype(np.uint8)
+            flags[number] |= Flag.RESAMPLED.bit
+            if float(fov) < geometry.fov_arcsec * (1 - SCALE_TOLERANCE):
+                flags[number] |= Flag.PARTIAL_FIELD.bit
     return out, flags

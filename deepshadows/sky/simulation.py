@@ -1,7 +1,7 @@
 """Makes one simulated tile: pixels, mask, WCS and truth, and its FITS files as bytes. No Ray, writes nothing.
 
 A tile depends on (survey, seed, tile number, size) alone: neither the number of workers nor the order of tiles
-changes a bit. Noise is white and Gaussian with the survey's sigma (DOMAIN.md section 6).
+changes a bit.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
+import sep
 from astropy.io import fits
 from astropy.wcs import WCS
 from numpy.typing import NDArray
 
 from deepshadows.sky import artifacts, rendering
 from deepshadows.sky.canvas import Canvas
+from deepshadows.sky.conditions import Conditions, add_sky, draw_conditions
 from deepshadows.sky.population import Kind, SkyObject, draw_population, magnitudes
 from deepshadows.sky.surveys import Survey
 from deepshadows.sky.tiles import Tile
@@ -26,6 +28,8 @@ from deepshadows.sky.tiles import Tile
 SATURATED_BIT = 2
 """As in DES coadds (BADPIX_SATURATE); the mask HDU states it as SATBIT."""
 TILES_IN_A_ROW = 32
+BACKGROUND_MESH_PIX = 256
+"""Cells of the sky background that the survey's pipeline takes away; halos leave a trace."""
 BLOCK_ROWS = 16
 DITHER_SEED = 1
 """astropy would else take the seed from the clock."""
@@ -81,6 +85,7 @@ class SimulatedTile:
     tile_id: str
     number: int
     survey: Survey
+    conditions: Conditions
     flux: NDArray[np.float32]
     saturated: NDArray[np.bool_]
     wells: NDArray[np.float64]
@@ -135,12 +140,14 @@ def simulate_tile(survey: Survey, tile_number: int, seed: int, size_pix: int) ->
         Side of the tile.
     """
     rng = np.random.default_rng([seed, tile_number])
+    conditions = draw_conditions(rng, survey)
     objects = draw_population(rng, survey, size_pix)
-    flux, saturated, wells = render(survey, objects, rng, size_pix)
+    flux, saturated, wells = render(survey, conditions, objects, rng, size_pix)
     return SimulatedTile(
         tile_id=tile_name(tile_number),
         number=tile_number,
         survey=survey,
+        conditions=conditions,
         flux=flux,
         saturated=saturated,
         wells=wells,
@@ -150,17 +157,17 @@ def simulate_tile(survey: Survey, tile_number: int, seed: int, size_pix: int) ->
 
 
 def render(
-    survey: Survey, objects: list[SkyObject], rng: np.random.Generator, size_pix: int
+    survey: Survey, conditions: Conditions, objects: list[SkyObject], rng: np.random.Generator, size_pix: int
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.float64]]:
     """Pixels of a list of objects: counts (B, H, W), saturated (B, H, W), full well (B,)."""
-    canvas = Canvas.blank(survey, size_pix)
+    canvas = Canvas.blank(survey, size_pix, conditions.fwhm_pix)
     rendering.draw_compact(canvas, [item for item in objects if rendering.is_compact(item)])
     for item in objects:
         if not rendering.is_compact(item):
             _DRAW[item.kind](canvas, item)
-    for band, sigma in enumerate(survey.sky_sigma_counts()):
-        noise = rng.standard_normal(canvas.flux.shape[1:], dtype=np.float32)
-        canvas.flux[band] += noise * np.float32(sigma)
+    add_sky(canvas.flux, conditions, rng)
+    for light in canvas.flux:
+        light -= sep.Background(light, bw=BACKGROUND_MESH_PIX, bh=BACKGROUND_MESH_PIX).back()
     wells = artifacts.full_well(canvas)
     return canvas.flux, saturate(canvas, objects, wells), wells
 
@@ -235,7 +242,7 @@ def fits_bytes(tile: SimulatedTile, band: str) -> bytes:
     defaults (one row, step from the data) take 1.2 s.
     """
     number = tile.survey.bands.index(band)
-    sigma = float(tile.survey.sky_sigma_counts()[number])
+    sigma = float(tile.conditions.sigma_counts[number])
     weight = np.full(tile.flux.shape[1:], 1 / sigma**2, dtype=np.float32)
     mask = np.where(tile.saturated[number], np.int16(SATURATED_BIT), np.int16(0))
     mask_header = tile.wcs_header.copy()
@@ -262,8 +269,8 @@ def _science_header(tile: SimulatedTile, band: str) -> fits.Header:
     header["TILENAME"] = tile.tile_id
     header["BUNIT"] = "counts"
     header["SATURATE"] = (float(tile.wells[number]), "full well, counts")
-    header["SKYSIGMA"] = (float(tile.survey.sky_sigma_counts()[number]), "noise of blank sky, counts")
-    header["PSF_FWHM"] = (float(tile.survey.psf_fwhm_arcsec[band]), "seeing, arcsec")
+    header["SKYSIGMA"] = (float(tile.conditions.sigma_counts[number]), "noise of blank sky, counts")
+    header["PSF_FWHM"] = (float(tile.conditions.fwhm_pix[number] * tile.survey.pixel_scale_arcsec), "seeing, arcsec")
     return header
 
 

@@ -17,7 +17,7 @@ import ray
 import ray.data
 
 from deepshadows import storage
-from deepshadows.model import checkpoint
+from deepshadows.model import checkpoint, shipped, uncertainty
 from deepshadows.outcomes import ExitCode, Failure, HeldError, InputError, StorageError, Summary
 from deepshadows.run.lease import Lease
 from deepshadows.run.manifest import Manifest, QuarantinedUnit, ScoreObject, manifest_url, read_manifest
@@ -25,8 +25,9 @@ from deepshadows.run.scores import Receipt, committed, forget_quarantine, read_r
 from deepshadows.run.units import Unit, UnitKind
 from deepshadows.schema import Flag, id_field
 from deepshadows.settings import Classify
+from deepshadows.sky.row_groups import read_rows
 from deepshadows.sky.shards import open_shard
-from deepshadows.verbs.classify_plan import Planned, detections_of, plan, read_rows
+from deepshadows.verbs.classify_plan import Planned, detections_of, plan
 from deepshadows.verbs.progress import track
 from deepshadows.verbs.ray_session import ray_session
 from deepshadows.verbs.unit_scoring import UnitScorer
@@ -50,12 +51,14 @@ def run(settings: Classify) -> Summary:
     settings = settings.model_copy(
         update={
             name: storage.normalise(value)
-            for name in ("input", "output", "detections", "checkpoint")
+            for name in ("input", "output", "detections")
             if (value := getattr(settings, name)) is not None
         }
+        | {"checkpoint": shipped.normalise(settings.checkpoint)}
     )
     target = settings.output
-    checkpoint.load(settings.checkpoint)  # weights that do not fit their card are refused before anything is written
+    _, card = checkpoint.load(settings.checkpoint)  # what does not fit is refused before anything is written
+    uncertainty.read(settings.checkpoint, card)
     planned = plan(settings, target)
     if storage.exists(manifest_url(target)):
         return _summary(target, read_manifest(target), scored_here=0)

@@ -22,6 +22,7 @@ from deepshadows.schema import DEC, RA, Flag, id_field
 from deepshadows.settings import Classify
 from deepshadows.sky.cutouts import METHOD, Geometry
 from deepshadows.sky.detections import Detections, read_detections
+from deepshadows.sky.row_groups import read_rows
 from deepshadows.sky.shards import list_shards, object_ids, open_shard, shard_geometry
 from deepshadows.sky.stretch import stretch_named
 from deepshadows.sky.tile_index import FITS_SUFFIXES, TileIndex, scan_tiles
@@ -222,21 +223,3 @@ def detections_of(unit: Unit) -> Detections:
         dec=np.array(table["dec"].to_numpy()),
         flags=table["flags"].to_numpy(),
     )
-
-
-def row_groups(file: pq.ParquetFile, first_row: int, rows: int, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """The wanted rows, one row group after the other."""
-    start = 0
-    for number in range(file.metadata.num_row_groups):
-        count = file.metadata.row_group(number).num_rows
-        low, high = max(first_row, start), min(first_row + rows, start + count)
-        if low < high:
-            yield file.read_row_group(number, columns).slice(low - start, high - low)
-        start += count
-
-
-def read_rows(file: pq.ParquetFile, first_row: int, rows: int, columns: list[str] | None = None) -> pa.Table:
-    """The wanted rows as one table."""
-    names = columns or file.schema_arrow.names
-    empty = pa.schema([file.schema_arrow.field(name) for name in names]).empty_table()
-    return pa.concat_tables([empty, *row_groups(file, first_row, rows, columns)])

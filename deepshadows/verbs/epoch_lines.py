@@ -1,4 +1,4 @@
-"""One line an epoch on stderr, carried from Ray Train's controller to the driver. Used by `train`."""
+"""One line an epoch on stderr, carried from Ray Train's controller to the driver. Used by `train` and `finetune`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.train.v2.api.callback import UserCallback
 
-from deepshadows.model.training import Epoch
+from deepshadows.model.training_state import Epoch
 
 POLL_S = 0.5
 

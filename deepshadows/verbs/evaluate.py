@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,11 @@ from numpy.typing import NDArray
 
 from deepshadows import schema, storage
 from deepshadows.catalog.collection import read_current
+from deepshadows.model import shipped
 from deepshadows.model.calibration import at_prevalence
-from deepshadows.model.metrics import Judged, judge, threshold_for_purity
-from deepshadows.model.scorer import Scorer, load_scorer
+from deepshadows.model.metrics import Judged, auc, judge
+from deepshadows.model.scorer import Scorer, Scores, load_scorer
+from deepshadows.model.thresholds import choose_threshold
 from deepshadows.outcomes import InputError, Summary
 from deepshadows.settings import Evaluate
 from deepshadows.sky.detections import read_table
@@ -27,13 +30,19 @@ from deepshadows.verbs.training_set import labels_of
 
 DEFAULT_THRESHOLD = 0.5
 MEASURES = ("accuracy", "completeness", "purity", "auc", "ece")
+AT_PREVALENCE = ("purity_at_prevalence", "accuracy_at_prevalence")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Subject:
-    """What is judged: rows, the threshold it states itself, and what else is to be told."""
+    """What is judged: rows, the threshold it states itself, and what else is to be told.
+
+    `errors` is p_lsbg_err of the rows, NaN where there is none; `out_of_domain` counts the rows with that flag.
+    """
 
     rows: Judged
+    errors: NDArray[np.float64]
+    out_of_domain: int
     threshold: float
     prevalence: float
     figures: dict[str, Any]
@@ -45,12 +54,13 @@ def run(settings: Evaluate) -> Summary:
 
     Rows without a score (fatal flags, LSBGs that were never detected) are not selected: such an LSBG is lost for the
     completeness; AUC and calibration error are those of the scored rows. With a prevalence, probabilities are
-    corrected to it before the threshold is applied.
+    corrected to it before the threshold is applied, and purity, accuracy and calibration error are told for a survey
+    of that share of LSBGs as well, whatever the share of the labelled rows.
 
     Raises
     ------
     InputError
-        There are no labels or no scores, or the wanted purity cannot be reached.
+        There are no labels or no scores, or the wanted purity or completeness cannot be reached.
     """
     started = time.monotonic()
     subject = _of_checkpoint(settings) if settings.checkpoint else _of_catalogue(settings)
@@ -60,51 +70,103 @@ def run(settings: Evaluate) -> Summary:
             probabilities=at_prevalence(rows.probabilities, settings.prevalence, subject.prevalence),
             labels=rows.labels,
         )
+    chosen = _chosen(settings, rows)
     threshold = settings.threshold if settings.threshold is not None else subject.threshold
-    if settings.purity is not None:
-        threshold = threshold_for_purity(rows, settings.purity, settings.prevalence)
-    figures = judge(rows, threshold)
-    lines = [_line(name, figures) for name in MEASURES]
+    if (reached := chosen.get("threshold")) is not None:
+        threshold = reached
+    figures = {**judge(rows, threshold, prevalence=settings.prevalence), **chosen}
+    doubts = _doubts(subject, threshold, rows)
     counts = ", ".join(f"{figures[name]} {name.upper()}" for name in ("tp", "fp", "fn", "tn"))
+    names = [*MEASURES, *(AT_PREVALENCE if settings.prevalence is not None else ())]
     return Summary(
         verb="evaluate",
         output="",
-        figures={**figures, **subject.figures},
+        figures={**figures, "prevalence": settings.prevalence, **doubts, **subject.figures},
         text=(
             *subject.text,
+            *_choice_lines(settings, chosen),
             f"{figures['n']} rows judged at p_lsbg >= {threshold:.4f}: {counts}",
-            *lines,
+            *_lines(names, figures),
+            *_doubt_lines(doubts),
             f"({time.monotonic() - started:.1f} s)",
         ),
     )
 
 
-def _line(name: str, figures: dict[str, float | int | None]) -> str:
-    value, low, high = figures[name], figures[f"{name}_lo"], figures[f"{name}_hi"]
-    if value is None:
-        return f"{name:>12}  not defined"
-    return f"{name:>12}  {value:.4f}" + (f"  ({low:.4f} to {high:.4f})" if low is not None else "")
+def _chosen(settings: Evaluate, rows: Judged) -> dict[str, float | None]:
+    """The threshold for the wanted purity or completeness with its intervals; empty where none is wanted."""
+    if settings.purity is None and settings.completeness is None:
+        return {}
+    return choose_threshold(
+        rows, purity=settings.purity, completeness=settings.completeness, prevalence=settings.prevalence
+    )
+
+
+def _choice_lines(settings: Evaluate, chosen: dict[str, float | None]) -> list[str]:
+    if not chosen:
+        return []
+    wanted = f"purity of {settings.purity:g}" if settings.purity else f"completeness of {settings.completeness:g}"
+    where = f" at a prevalence of {settings.prevalence:g}" if settings.prevalence else ""
+    unreached = f"; {chosen['unreached']:.0%} of the resamples do not reach it" if chosen["unreached"] else ""
+    return [
+        f"threshold for a {wanted}{where}{unreached}; purity and completeness on rows without part in the choice:",
+        *_lines(("threshold", "unseen_purity", "unseen_completeness"), chosen),
+    ]
+
+
+def _doubts(subject: _Subject, threshold: float, rows: Judged) -> dict[str, Any]:
+    """How many rows are out of the domain, and how well p_lsbg_err tells wrong decisions from right ones."""
+    known = np.isfinite(subject.errors)
+    figures: dict[str, Any] = {"rows_out_of_domain": subject.out_of_domain, "err_median": None, "err_auc": None}
+    if known.any():
+        wrong = ((rows.probabilities >= threshold) != (rows.labels == 1))[known].astype(np.int8)
+        figures["err_median"] = float(np.median(subject.errors[known]))
+        figures["err_auc"] = auc(Judged(probabilities=subject.errors[known], labels=wrong))
+    return figures
+
+
+def _doubt_lines(doubts: dict[str, Any]) -> list[str]:
+    lines = [f"{doubts['rows_out_of_domain']} rows are unlike the training images (OUT_OF_DOMAIN)"]
+    if doubts["err_auc"] is not None:
+        lines.append(
+            f"p_lsbg_err: median {doubts['err_median']:.4f}; a wrong decision has a larger one than a right one with "
+            f"chance {doubts['err_auc']:.3f}"
+        )
+    return lines if doubts["rows_out_of_domain"] else lines[1:]
+
+
+def _lines(names: Sequence[str], figures: Mapping[str, float | int | None]) -> list[str]:
+    """One line a measure, with its interval."""
+    width = max(12, *map(len, names))
+    lines = []
+    for name in names:
+        value, low, high = figures[name], figures[f"{name}_lo"], figures[f"{name}_hi"]
+        shown = "not defined" if value is None else f"{value:.4f}"
+        lines.append(f"{name:>{width}}  {shown}" + (f"  ({low:.4f} to {high:.4f})" if low is not None else ""))
+    return lines
 
 
 def _of_checkpoint(settings: Evaluate) -> _Subject:
     """Score the labelled cut-outs."""
     assert settings.checkpoint is not None and settings.cutouts is not None
     threads = len(os.sched_getaffinity(0))
-    scorer = load_scorer(storage.normalise(settings.checkpoint), precision=settings.precision, threads=threads)
+    scorer = load_scorer(shipped.normalise(settings.checkpoint), precision=settings.precision, threads=threads)
     cutouts = read_cutouts(storage.normalise(settings.cutouts), card_geometry(scorer.card))
     labels = labels_of(cutouts, settings.cutouts)
     labelled = np.flatnonzero(labels >= 0)
     started = time.monotonic()
-    probabilities = _scored(scorer, cutouts.take(labelled))
+    scores = _scored(scorer, cutouts.take(labelled))
     seconds = time.monotonic() - started
-    unscored = int(np.isnan(probabilities).sum())
+    unscored = int(np.isnan(scores.p_lsbg).sum())
     text = [f"checkpoint {scorer.card.name}, {scorer.engine}, {len(labelled) / max(seconds, 1e-9):.0f} images/s"]
     if len(labelled) < len(labels):
         text.append(f"{len(labels) - len(labelled)} rows have no label and are passed over")
     if unscored:
         text.append(f"{unscored} rows cannot be scored and count as not selected: {_reasons(cutouts)}")
     return _Subject(
-        rows=Judged(probabilities=probabilities, labels=labels[labelled]),
+        rows=Judged(probabilities=scores.p_lsbg.astype(np.float64), labels=labels[labelled]),
+        errors=scores.p_lsbg_err.astype(np.float64),
+        out_of_domain=int(np.count_nonzero(scores.out_of_domain)),
         threshold=scorer.card.threshold,
         prevalence=scorer.card.prevalence,
         figures={
@@ -117,12 +179,10 @@ def _of_checkpoint(settings: Evaluate) -> _Subject:
     )
 
 
-def _scored(scorer: Scorer, cutouts: Cutouts) -> NDArray[np.float64]:
-    """Probabilities at the card's prevalence, NaN where a fatal flag forbids a score, shape (N,)."""
+def _scored(scorer: Scorer, cutouts: Cutouts) -> Scores:
+    """Scores at the card's prevalence, NaN where a fatal flag forbids one."""
     usable = ~schema.is_fatal(cutouts.flags)
-    probabilities = np.full(len(cutouts), np.nan)
-    probabilities[usable] = scorer.card.probabilities(scorer.logits(cutouts.images[usable]))
-    return probabilities
+    return scorer.score(cutouts.images[usable]).placed(usable, fill=np.nan)
 
 
 def _reasons(cutouts: Cutouts) -> str:
@@ -133,14 +193,15 @@ def _reasons(cutouts: Cutouts) -> str:
 def _of_catalogue(settings: Evaluate) -> _Subject:
     """Match catalogue rows with the LSBGs of the truth, by position."""
     assert settings.catalog is not None and settings.truth is not None
-    table = read_current(settings.catalog, ["ra", "dec", "p_lsbg"])
+    table = read_current(settings.catalog, ["ra", "dec", "p_lsbg", "p_lsbg_err", "flags"])
     truth = read_table(storage.normalise(settings.truth))
     labels = label_by_truth(table["ra"].to_numpy(), table["dec"].to_numpy(), truth, settings.radius_arcsec)
     lsbgs = int(pc.sum(pc.equal(truth["label"], LSBG)).as_py() or 0)
     if not lsbgs:
         raise InputError(f"{settings.truth}: no row has label 1, so there is no LSBG to find")
-    probabilities = _column(table["p_lsbg"])
+    probabilities, errors = _column(table["p_lsbg"]), _column(table["p_lsbg_err"])
     judged = labels >= 0
+    foreign = (table["flags"].to_numpy()[judged] & schema.Flag.OUT_OF_DOMAIN.bit) != 0
     found = int(np.count_nonzero(labels == LSBG))
     lost = lsbgs - found
     pieces = len(labels) - int(np.count_nonzero(judged))
@@ -150,6 +211,8 @@ def _of_catalogue(settings: Evaluate) -> _Subject:
     )
     return _Subject(
         rows=rows,
+        errors=np.concatenate([errors[judged], np.full(lost, np.nan)]),
+        out_of_domain=int(np.count_nonzero(foreign)),
         threshold=DEFAULT_THRESHOLD,
         prevalence=0.5,
         figures={

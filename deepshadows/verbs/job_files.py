@@ -17,7 +17,10 @@ from deepshadows.outcomes import UsageError
 
 CONFIG, RECIPE = "settings.toml", "recipe.toml"
 _PATHS = frozenset(
-    ("input", "output", "detections", "checkpoint", "from", "truth", "tiles", "cutouts", "catalog", "run", "recipe")
+    (
+        *("input", "output", "detections", "positions", "truth", "tiles", "cutouts", "catalog", "run"),
+        *("checkpoint", "from", "recipe", "second", "features"),
+    )
 )
 _NOT_TAKEN = frozenset(("address",))
 """Settings that speak of this machine's view of the cluster; the job is in it already."""
@@ -36,6 +39,7 @@ def prepare(verb: str, arguments: list[str], folder: Path) -> list[str]:
     words = iter(arguments)
     for word in words:
         flag, separator, value = word.partition("=")
+        flag = "--output" if flag == "-o" else flag
         name = flag.removeprefix("--").replace("_", "-")
         if not flag.startswith("--") or (name != "config" and name not in paths):
             prepared.append(word)
@@ -69,6 +73,8 @@ def _taken(name: str, value: str, paths: frozenset[str], folder: Path) -> str:
 def _reachable(name: str, value: str, folder: Path) -> str:
     """The path as the job will know it."""
     if storage.is_s3(value):
+        return value
+    if name == "recipe" and value in settings.RECIPES:
         return value
     if name == "recipe":
         (folder / RECIPE).write_text(_read_toml(value), encoding="utf-8")

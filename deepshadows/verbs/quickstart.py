@@ -12,6 +12,7 @@ from rich.console import Console
 
 from deepshadows import settings, storage
 from deepshadows.catalog.collection import read_current
+from deepshadows.model import shipped
 from deepshadows.model.card import CARD_NAME, read_card
 from deepshadows.outcomes import Summary
 from deepshadows.sky.cutouts import cut
@@ -47,7 +48,7 @@ def run(wanted: settings.Quickstart) -> Summary:
     """Simulate, train, detect, classify, publish, and compare with the truth."""
     started = time.monotonic()
     places = _Places(storage.normalise(wanted.output))
-    given = storage.normalise(wanted.checkpoint) if wanted.checkpoint else None
+    given = shipped.normalise(wanted.checkpoint) if wanted.checkpoint else None
     if given is not None:
         read_card(given)
     with ray_session(wanted.address):

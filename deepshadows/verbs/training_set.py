@@ -1,4 +1,4 @@
-"""Labelled cut-outs made ready to train on: checked, split, fingerprinted. Used by `train`; imports no Ray."""
+"""Labelled cut-outs made ready to train on: checked, split, fingerprinted. Imports no Ray."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from deepshadows.settings import Recipe
 from deepshadows.sky.shards import Cutouts, read_shards
 
 FEWEST_ROWS = 20
+DRAWS = 100
+"""Splits that are tried: of few rows or blocks, one part of the first may lack a class."""
+REMEDY = "set fov_arcsec and stretch in the recipe"
 _HASHED_AT_ONCE = 4096
 
 
@@ -48,13 +51,20 @@ class TrainingSet:
         return {"artifact": len(self.examples.labels) - lsbgs, "lsbg": lsbgs}
 
 
-def read_training_set(url: str, recipe: Recipe) -> TrainingSet:
+def read_training_set(url: str, recipe: Recipe, remedy: str = REMEDY) -> TrainingSet:
     """Read all shards below `url`; see `prepare`."""
-    return prepare(read_shards(url), recipe, url)
+    return prepare(read_shards(url), recipe, url, remedy)
 
 
-def prepare(cutouts: Cutouts, recipe: Recipe, source: str) -> TrainingSet:
+def prepare(cutouts: Cutouts, recipe: Recipe, source: str, remedy: str = REMEDY) -> TrainingSet:
     """Choose the usable rows, check them and hold out some to validate.
+
+    Parameters
+    ----------
+    source : str
+        Where the cut-outs are, for messages.
+    remedy : str
+        What else than making the cut-outs again helps where their field or stretch are not the recipe's.
 
     Raises
     ------
@@ -67,7 +77,7 @@ def prepare(cutouts: Cutouts, recipe: Recipe, source: str) -> TrainingSet:
         raise UsageError(
             f"{source}: cut-outs of {cutouts.fov_arcsec} arcsec with stretch {cutouts.stretch}; recipe {recipe.name} "
             f"is for {recipe.fov_arcsec} arcsec with {recipe.stretch}; make the cut-outs again with "
-            "`deepshadows cutouts`, or set fov_arcsec and stretch in the recipe"
+            f"`deepshadows cutouts`, or {remedy}"
         )
     labels = labels_of(cutouts, source)
     fatal, unlabelled = schema.is_fatal(cutouts.flags), labels < 0
@@ -78,8 +88,7 @@ def prepare(cutouts: Cutouts, recipe: Recipe, source: str) -> TrainingSet:
     labels = labels[rows]
     _check_enough(labels, source)
     groups, notes = _groups(cutouts, rows, recipe)
-    validation = hold_out(groups, recipe.validation_fraction, recipe.seed)
-    _check_split(labels, validation, recipe, source)
+    validation = _held_out(groups, labels, recipe, source)
     images = cutouts.images if len(rows) == len(cutouts.images) else cutouts.images[rows]
     examples = Examples(images=images, labels=labels, validation=validation)
     return TrainingSet(
@@ -125,13 +134,18 @@ def _groups(cutouts: Cutouts, rows: NDArray[np.intp], recipe: Recipe) -> tuple[N
     return groups, (f"{len(elsewhere)} cut-outs have no position: split by object_id, not by sky",)
 
 
-def _check_split(labels: NDArray[np.int8], validation: NDArray[np.bool_], recipe: Recipe, source: str) -> None:
-    for part, name in ((validation, "validation"), (~validation, "training")):
-        if len(np.unique(labels[part])) < 2:
-            raise InputError(
-                f"{source}: the {name} part of the split ({recipe.split}, {np.count_nonzero(part)} rows) lacks a "
-                'class; set split = "random", another validation_fraction or seed in the recipe, or give more cut-outs'
-            )
+def _held_out(groups: NDArray[np.int64], labels: NDArray[np.int8], recipe: Recipe, source: str) -> NDArray[np.bool_]:
+    """Rows to validate on; both parts of the split have both classes."""
+    for draw in range(DRAWS):
+        validation = hold_out(groups, recipe.validation_fraction, recipe.seed + draw)
+        lacking = [part for part in (validation, ~validation) if len(np.unique(labels[part])) < 2]
+        if not lacking:
+            return validation
+    name = "validation" if lacking[0] is validation else "training"
+    raise InputError(
+        f"{source}: the {name} part of the split ({recipe.split}, {np.count_nonzero(lacking[0])} rows) lacks a class, "
+        f'however it is drawn; set split = "random" or another validation_fraction in the recipe, or give more cut-outs'
+    )
 
 
 def _fingerprint(examples: Examples) -> str:

@@ -21,16 +21,17 @@ from numpy.typing import NDArray
 
 from deepshadows import storage
 from deepshadows.model.card import Card
-from deepshadows.model.scorer import Scorer, load_scorer
+from deepshadows.model.scorer import Scorer, Scores, load_scorer
 from deepshadows.outcomes import InputError, NotFoundError, StorageError
 from deepshadows.run.scores import Receipt, commit, first_occurrences, quarantine, score_table
 from deepshadows.run.units import Unit, UnitKind
 from deepshadows.schema import Flag, is_fatal
 from deepshadows.settings import Classify
 from deepshadows.sky.cutouts import Geometry, bring_to_field, cut
+from deepshadows.sky.row_groups import row_groups, streamed_row_groups
 from deepshadows.sky.shards import Cutouts, cutouts_from_table, open_shard
 from deepshadows.sky.tiles import BandSource, TileFiles, read_tile
-from deepshadows.verbs.classify_plan import card_geometry, detections_of, row_groups
+from deepshadows.verbs.classify_plan import card_geometry, detections_of
 
 QUEUED_PARTS = 3
 """Parts of about 1000 images (12 MB) that wait between reader and network: what bounds an actor's memory."""
@@ -105,31 +106,29 @@ def score_unit(
         The unit cannot be read.
     """
     parts: list[Cutouts] = []
-    logits: list[NDArray[np.float32]] = []
+    scored: list[Scores] = []
     for part in _ahead(_parts_of(unit, scorer.card, settings)):
-        part_logits = np.zeros(len(part), np.float32)
         usable = ~is_fatal(part.flags)
+        images = part.images if usable.all() else part.images[usable]
         with network:
-            if usable.all():
-                part_logits = scorer.logits(part.images)
-            elif usable.any():
-                part_logits[usable] = scorer.logits(part.images[usable])
-        logits.append(part_logits)
+            scored.append(scorer.score(images).placed(usable, fill=0.0))
         parts.append(replace(part, images=part.images[:0]))
     object_id = pa.concat_arrays([part.object_id for part in parts])
     flags: NDArray[np.int32] = np.concatenate([part.flags for part in parts])
-    logit = np.concatenate(logits)
+    scores = Scores.concatenate(scored)
+    flags[scores.out_of_domain] |= Flag.OUT_OF_DOMAIN.bit
     flags[~first_occurrences(object_id)] |= Flag.DUPLICATE_ID.bit
-    flags[~np.isfinite(logit)] |= Flag.BAD_SCORE.bit
+    flags[~np.isfinite(scores.logits)] |= Flag.BAD_SCORE.bit
     return score_table(
         object_id,
         np.concatenate([part.ra for part in parts]),
         np.concatenate([part.dec for part in parts]),
-        logit,
-        scorer.card.probabilities(logit),
+        scores.logits,
+        scores.p_lsbg,
         flags,
         unit=unit.unit,
         run=run_id,
+        p_lsbg_err=scores.p_lsbg_err,
     )
 
 
@@ -150,7 +149,9 @@ def _shard_parts(unit: Unit, geometry: Geometry, settings: Classify) -> Iterator
         raise InputError(f"{unit.url}: changed since the run was planned; give another --output")
     file = open_shard(unit.url)
     try:
-        for table in row_groups(file, unit.first_row, unit.rows):
+        far = storage.is_s3(unit.url)
+        rows = file, unit.first_row, unit.rows
+        for table in streamed_row_groups(unit.url, *rows) if far else row_groups(*rows):
             part = cutouts_from_table(table, unit.url)
             if settings.fov_arcsec is None and part.fov_arcsec != geometry.fov_arcsec:
                 images, flags = bring_to_field(part.images, np.full(len(part), part.fov_arcsec), geometry)

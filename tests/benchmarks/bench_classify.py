@@ -236,7 +236,7 @@ def main() -> None:
                 "",
                 f"## Classify cut-out shards: images/s, median of {wanted.rounds} rounds",
                 "",
-                f"{wanted.rows} cut-outs (exact: a third), start-up left out; the S3 server shares the cores. The ratio is the "
+                f"{wanted.rows} cut-outs (exact: a third), start-up left out; the S3 server shares the cores. Ratio: "
                 "median over the rounds of classify to the scorer alone just before and after it.",
                 "",
                 *rate_lines,

@@ -1,5 +1,7 @@
 """Measures against values worked out by hand, and what must hold for any scores."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import precision_score, recall_score, roc_auc_score
 
-from deepshadows.model.metrics import Judged, auc, judge, threshold_for_purity
+from deepshadows.model.metrics import Judged, auc, judge
 from deepshadows.outcomes import InputError
 
 P = np.array([0.9, 0.8, 0.7, 0.6, 0.4, 0.3, 0.2, 0.1])
@@ -34,7 +36,7 @@ def test_by_hand() -> None:
         f"{name}{end}"
         for name in ("accuracy", "completeness", "purity", "auc", "ece", "tn", "fp", "fn", "tp")
         for end in ("", "_lo", "_hi")
-    }
+    } | {"ece_if_perfect"}
 
 
 def test_the_papers_interval_follows_from_the_papers_counts() -> None:
@@ -88,14 +90,71 @@ def test_nothing_to_judge_is_a_clear_error() -> None:
         Judged(probabilities=np.zeros(2), labels=np.array([0, 2], np.int8))
 
 
-def test_threshold_for_purity_by_hand() -> None:
-    assert threshold_for_purity(ROWS, 0.75) == 0.4  # 4 of 5
-    assert threshold_for_purity(ROWS, 0.81) == 0.8  # 2 of 2
-    assert threshold_for_purity(ROWS, 0.5) == 0.1  # all: 4 of 8
-    # among 5 percent LSBGs one false positive of four weighs 0.25 * 0.95
-    assert threshold_for_purity(ROWS, 0.5, prevalence=0.05) == 0.8
-    with pytest.raises(InputError, match="no threshold reaches a purity"):
-        threshold_for_purity(Judged(probabilities=np.array([0.9, 0.1]), labels=np.array([0, 1], np.int8)), 0.9)
+def test_a_prevalence_weighs_the_classes_by_hand() -> None:
+    """At a threshold of 0.5 three of four LSBGs and one of four artifacts are selected."""
+    result = judge(ROWS, 0.5, prevalence=0.05)
+    assert result["purity_at_prevalence"] == pytest.approx(0.05 * 0.75 / (0.05 * 0.75 + 0.95 * 0.25))
+    assert result["accuracy_at_prevalence"] == pytest.approx(0.05 * 0.75 + 0.95 * 0.75)
+    assert result["purity"] == 0.75, "of the rows themselves"
+    low, high = result["purity_at_prevalence_lo"], result["purity_at_prevalence_hi"]
+    assert low is not None and high is not None
+    assert low < result["purity_at_prevalence"] < high
+
+
+def test_calibration_error_at_a_prevalence_by_hand() -> None:
+    """Two LSBGs and two artifacts, all with p = 0.1: calibrated where a tenth are LSBGs, off by 0.4 among these."""
+    rows = Judged(probabilities=np.full(4, 0.1), labels=np.array([0, 0, 1, 1], np.int8))
+    assert judge(rows, 0.5)["ece"] == pytest.approx(0.4)
+    assert judge(rows, 0.5, prevalence=0.1)["ece"] == pytest.approx(0, abs=1e-12)
+    assert judge(rows, 0.5, prevalence=0.3)["ece"] == pytest.approx(0.2)
+
+
+@given(scores, st.floats(0.02, 0.98))
+def test_purity_at_the_samples_own_share_is_its_purity(rows: tuple[np.ndarray, np.ndarray], threshold: float) -> None:
+    probabilities, labels = rows
+    share = labels.mean()
+    if not 0 < share < 1:
+        return
+    result = judge(Judged(probabilities=probabilities, labels=labels), threshold, prevalence=float(share), resamples=0)
+    for name in ("purity", "accuracy"):
+        assert result[f"{name}_at_prevalence"] == (
+            result[name] if result[name] is None else pytest.approx(result[name])
+        )
+    plain = judge(Judged(probabilities=probabilities, labels=labels), threshold, resamples=0)
+    assert result["ece"] == pytest.approx(plain["ece"], abs=1e-12)
+
+
+@given(scores, st.floats(0.02, 0.9), st.floats(1.01, 1.1))
+def test_purity_grows_with_the_prevalence(
+    rows: tuple[np.ndarray, np.ndarray], prevalence: float, factor: float
+) -> None:
+    judged = Judged(probabilities=rows[0], labels=rows[1])
+    low = judge(judged, 0.5, prevalence=prevalence, resamples=0)["purity_at_prevalence"]
+    high = judge(judged, 0.5, prevalence=prevalence * factor, resamples=0)["purity_at_prevalence"]
+    if low is not None and high is not None:
+        assert low <= high + 1e-12
+
+
+def calibration_errors(shift: float, rows: int) -> Iterator[dict[str, float | int | None]]:
+    """40 samples whose labels follow the logit less `shift`."""
+    rng = np.random.default_rng(2)
+    for _ in range(40):
+        logits = rng.normal(0, 2.5, rows)
+        labels = (rng.random(rows) < 1 / (1 + np.exp(shift - logits))).astype(np.int8)
+        yield judge(Judged(probabilities=1 / (1 + np.exp(-logits)), labels=labels), 0.5, resamples=100)
+
+
+def test_the_interval_of_the_calibration_error_holds_the_true_one() -> None:
+    """Percentiles of the resamples, which scatter once more, hold it in 1 of these 40 samples."""
+    true = 0.0653  # mean of p(logit) - p(logit - 0.5) over N(0, 2.5)
+    held = sum((result["ece_lo"] or 0) <= true <= (result["ece_hi"] or 0) for result in calibration_errors(0.5, 200))
+    assert held >= 32
+
+
+def test_perfect_probabilities_show_the_error_that_is_told() -> None:
+    found = [(result["ece"], result["ece_if_perfect"]) for result in calibration_errors(0.0, 400)]
+    shown, told = np.mean(np.array(found, float), axis=0)
+    assert shown == pytest.approx(told, rel=0.1)
 
 
 @given(scores)
@@ -129,15 +188,3 @@ def test_invariants(rows: tuple[np.ndarray, np.ndarray], random: object) -> None
     if value is not None:
         flipped = auc(Judged(probabilities=-probabilities, labels=labels))
         assert flipped == pytest.approx(1 - value)
-
-
-@given(scores, st.floats(0.05, 0.99))
-def test_a_chosen_threshold_is_as_pure_as_wanted(rows: tuple[np.ndarray, np.ndarray], purity: float) -> None:
-    judged = Judged(probabilities=rows[0], labels=rows[1])
-    try:
-        threshold = threshold_for_purity(judged, purity)
-    except InputError:
-        return
-    reached = judge(judged, threshold, resamples=0)["purity"]
-    assert reached is not None
-    assert reached >= purity

@@ -6,6 +6,7 @@ from torch import nn
 
 from deepshadows.model.card import ARCHITECTURE, PARAMETERS
 from deepshadows.model.network import DeepShadowsNet, l2_penalty, parameter_count, to_input
+from deepshadows.settings import Trainable
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,40 @@ def test_the_seed_decides_the_weights_and_torch_is_left_alone() -> None:
     assert torch.equal(after, torch.rand(1))
     assert torch.equal(first.hidden.weight, DeepShadowsNet(seed=1).hidden.weight)
     assert not torch.equal(first.hidden.weight, DeepShadowsNet(seed=2).hidden.weight)
+
+
+def test_three_outputs_are_the_logits_of_three_classes() -> None:
+    net = DeepShadowsNet(seed=3, outputs=3).eval()
+    images = torch.randint(0, 256, (5, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        logits = net(to_input(images))
+        features = torch.relu(
+            net.hidden(net.dropout(net.pool(net.norms[2](net.last_activation(to_input(images))))).flatten(1))
+        )
+    assert logits.shape == (5, 3)
+    torch.testing.assert_close(logits, features @ net.output.weight.T)
+    assert parameter_count(net) == PARAMETERS[ARCHITECTURE] + 2 * (1024 + 1)
+
+
+@pytest.mark.parametrize(
+    ("trainable", "learning"),
+    [
+        ("all", {"convs.0", "convs.1", "convs.2", "norms.0", "norms.1", "norms.2", "hidden", "output"}),
+        ("last_block", {"convs.2", "norms.2", "hidden", "output"}),
+        ("head", {"hidden", "output"}),
+    ],
+)
+def test_layers_that_do_not_learn_are_frozen_and_their_norms_at_rest(trainable: Trainable, learning: set[str]) -> None:
+    net = DeepShadowsNet()
+    net.freeze_but("head")
+    net.freeze_but(trainable)
+    found = {name.rpartition(".")[0] for name, parameter in net.named_parameters() if parameter.requires_grad}
+    assert found == learning
+    net.train()
+    in_training = {f"norms.{number}" for number, (_, norm) in enumerate(net.blocks()) if norm.training}
+    assert in_training == {name for name in learning if name.startswith("norms")}
+    assert net.dropout.training
+    assert not any(module.training for module in net.eval().modules())
 
 
 def test_forward_is_the_papers_chain_of_layers(net: DeepShadowsNet) -> None:

@@ -9,9 +9,10 @@ import torch
 
 from deepshadows.model import checkpoint, engines
 from deepshadows.model.card import Card
-from deepshadows.model.engines import CpuEngine, EngineUnavailableError
+from deepshadows.model.engines import CpuEngine, EngineUnavailableError, LastLayer
 from deepshadows.model.network import to_input
 from deepshadows.model.scorer import choose, load_scorer, probe_images
+from deepshadows.model.uncertainty import hidden_of
 from deepshadows.outcomes import InputError
 from tests.model.blobs import blobs, seasoned_net
 
@@ -33,6 +34,10 @@ def test_exact_is_the_eager_network(trained: str) -> None:
     logits = scorer.logits(images)
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, expected, atol=1e-5)
+    full, _ = blobs(engines.EXACT_BATCH)
+    with torch.no_grad():
+        expected = seasoned_net()(to_input(torch.from_numpy(full))).numpy()
+    np.testing.assert_array_equal(scorer.logits(full), expected)
     assert "fp32 eager" in scorer.engine
 
 
@@ -68,7 +73,7 @@ def test_folding_keeps_the_network(dtype: torch.dtype, lowest_scale: float) -> N
         pytest.skip(str(error))
     exact = engines.exact_cpu(net, threads=2)
     tolerance = 1e-5 if dtype is torch.float32 else 0.03
-    np.testing.assert_allclose(folded.logits(images), exact.logits(images), atol=tolerance)
+    np.testing.assert_allclose(folded.measure(images).logits, exact.measure(images).logits, atol=tolerance)
 
 
 def test_fast_agrees_with_exact_and_says_what_it_is(trained: str) -> None:
@@ -85,17 +90,15 @@ def test_an_engine_that_differs_is_refused_and_the_reason_recorded() -> None:
     reference = engines.exact_cpu(net, threads=2)
 
     def wrong(images: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
-            logits: torch.Tensor = net(to_input(images)) + 0.2
-        return logits
+        return hidden_of(net, to_input(images)) * 1.2
 
-    bad = CpuEngine("bad", wrong, batch_size=64, threads=2, padded=False)
+    bad = CpuEngine("bad", wrong, LastLayer(net, None), batch_size=64, threads=2, padded=False)
     with pytest.warns(UserWarning, match="bad differs from the reference"):
         scorer = choose(CARD, [lambda: bad], reference, reference)
     assert scorer.engine.startswith(reference.name)
     assert "instead of fast: bad differs" in scorer.engine
     images, _ = blobs(4)
-    np.testing.assert_array_equal(scorer.logits(images), reference.logits(images))
+    np.testing.assert_array_equal(scorer.logits(images), reference.measure(images).logits)
 
 
 def test_an_engine_that_is_not_there_is_passed_over() -> None:

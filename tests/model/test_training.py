@@ -7,20 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from deepshadows.model.augmentation import turned
 from deepshadows.model.checkpoint import weights_of
 from deepshadows.model.network import DeepShadowsNet, l2_penalty
-from deepshadows.model.training import (
-    LOGITS,
-    Examples,
-    Learner,
-    Place,
-    batches_of,
-    read_state,
-    refresh_norms,
-    turned,
-)
-from deepshadows.settings import Recipe
-from tests.model.blobs import blobs
+from deepshadows.model.training import Examples, Learner, Place, batches_of, refresh_norms
+from deepshadows.model.training_state import LOGITS, Epoch, epochs_without_gain, read_state
+from deepshadows.outcomes import InputError
+from deepshadows.settings import Recipe, Trainable
+from tests.model.blobs import blobs, seasoned_net
 
 SHORT = Recipe(name="test", optimizer="adamw", learning_rate=1e-3, schedule="cosine", epochs=3, batch_size=32,
                l2_conv=1e-4, l2_dense=1e-4, augment=True, keep="best", refresh_norms=True)  # fmt: skip
@@ -108,7 +102,113 @@ def test_a_short_training_learns() -> None:
     assert learner.log[0].learning_rate > learner.log[-1].learning_rate
 
 
-@pytest.mark.parametrize("recipe", [SHORT, Recipe(epochs=3, batch_size=32)], ids=["short", "paper"])
+def three_classes(count: int = 192) -> Examples:
+    """Artifacts whose star is at the top are class 0, the others class 1; smudges are class 2."""
+    images, labels = blobs(count)
+    top = images[:, :20].mean((1, 2, 3)) > images[:, 44:].mean((1, 2, 3))
+    kinds = np.where(labels == 1, 2, np.where(top, 0, 1)).astype(np.int8)
+    return Examples(images=images, labels=kinds, validation=np.arange(count) % 8 < 2, classes=3)
+
+
+def test_three_classes_are_learned_with_three_logits(tmp_path: Path) -> None:
+    data = three_classes()
+    learner = Learner(data, SHORT.model_copy(update={"epochs": 5, "augment": False}))
+    while not learner.finished:
+        learner.run_epoch()
+    assert set(np.unique(data.labels)) == {0, 1, 2}
+    held = np.flatnonzero(data.validation)
+    logits = learner.logits(held)
+    assert logits.shape == (48, 3)
+    found = F.softmax(torch.from_numpy(logits), dim=1).argmax(1).numpy()
+    last = learner.log[-1]
+    assert last.validation_accuracy == np.mean(found == data.labels[held]) > 0.85
+    assert last.validation_auc is None
+    targets = torch.from_numpy(data.labels[held]).long()
+    assert last.validation_loss == pytest.approx(float(F.cross_entropy(torch.from_numpy(logits), targets)), rel=1e-6)
+    learner.save(tmp_path)
+    again = Learner(data, SHORT)
+    again.restore(tmp_path)
+    assert equal_weights(learner, again)
+    assert read_state(tmp_path).kept_network().output.out_features == 3
+
+
+def test_logits_of_no_rows_are_none() -> None:
+    nothing = np.arange(0)
+    assert Learner(examples(), SHORT).logits(nothing).shape == (0,)
+    assert Learner(three_classes(), SHORT).logits(nothing).shape == (0, 3)
+
+
+@pytest.mark.parametrize(("classes", "label"), [(2, 2), (2, -1), (3, 3)])
+def test_labels_beyond_the_classes_are_refused(classes: int, label: int) -> None:
+    images, labels = blobs(4)
+    labels[0] = label
+    with pytest.raises(InputError, match=rf"labels of {classes} classes are 0 to {classes - 1}; found \[{label}\]"):
+        Examples(images=images, labels=labels, validation=np.zeros(4, bool), classes=classes)
+
+
+@pytest.mark.parametrize(
+    ("trainable", "moved"),
+    [("head", {"hidden", "output"}), ("last_block", {"convs.2", "norms.2", "hidden", "output"})],
+)
+@pytest.mark.parametrize("optimizer", ["adamw", "adadelta"])
+def test_only_the_layers_of_the_recipe_move(trainable: Trainable, moved: set[str], optimizer: str) -> None:
+    recipe = SHORT.model_copy(update={"epochs": 1, "trainable": trainable, "optimizer": optimizer})
+    learner = Learner(examples(64), recipe, start=seasoned_net())
+    learner.run_epoch()
+    before, after = weights_of(seasoned_net()), weights_of(learner.net)
+    changed = {name.rpartition(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == moved
+
+
+def falling_then_not(losses: list[float]) -> tuple[Epoch, ...]:
+    return tuple(
+        Epoch(epoch=number, loss=1.0, accuracy=0.5, validation_loss=loss, validation_accuracy=0.5, validation_auc=0.5,
+              learning_rate=0.1, images_per_s=1.0)
+        for number, loss in enumerate(losses, 1)
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("losses", "epochs"),
+    [([], 0), ([1.0], 0), ([3, 2, 1], 0), ([3, 1, 2, 2], 2), ([1, 1, 1], 2), ([2, np.nan, 1], 0), ([np.nan] * 2, 2)],
+)
+def test_epochs_without_gain_are_counted_from_the_lowest_loss(losses: list[float], epochs: int) -> None:
+    assert epochs_without_gain(falling_then_not(losses)) == epochs
+
+
+def test_patience_ends_a_training_that_gains_nothing_more_also_when_taken_up_again(tmp_path: Path) -> None:
+    """Labels of the validation rows are wrong, so that the better it learns, the higher their loss."""
+    images, labels = blobs(96)
+    validation = np.arange(96) % 4 < 2
+    data = Examples(
+        images=images, labels=np.where(validation, 1 - labels, labels).astype(np.int8), validation=validation
+    )
+    recipe = SHORT.model_copy(update={"epochs": 12, "patience": 2})
+    straight = Learner(data, recipe)
+    while not straight.finished:
+        straight.run_epoch()
+    assert straight.epochs_done < 12
+    assert straight.epochs_done == straight.kept_epoch + 2
+    first = Learner(data, recipe)
+    for _ in range(straight.epochs_done - 1):
+        first.run_epoch()
+        assert not first.finished
+    first.save(tmp_path)
+    second = Learner(data, recipe)
+    second.restore(tmp_path)
+    second.run_epoch()
+    assert second.finished
+    second.save(tmp_path)
+    ended = Learner(data, recipe)
+    ended.restore(tmp_path)
+    assert ended.finished
+    assert equal_weights(straight, ended)
+
+
+HEAD = SHORT.model_copy(update={"trainable": "head"})
+
+
+@pytest.mark.parametrize("recipe", [SHORT, HEAD, Recipe(epochs=3, batch_size=32)], ids=["short", "head", "paper"])
 def test_taken_up_again_it_ends_with_the_same_weights(recipe: Recipe, tmp_path: Path) -> None:
     straight = Learner(examples(), recipe)
     for _ in range(3):
@@ -160,6 +260,15 @@ def test_refreshed_norms_have_the_statistics_of_the_images() -> None:
         first = torch.relu(conv(torch.from_numpy(images).permute(0, 3, 1, 2) / 255.0))
     torch.testing.assert_close(norm.running_mean, first.mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
     assert norm.momentum == 0.01
+
+
+def test_norms_that_do_not_learn_are_not_refreshed() -> None:
+    net = seasoned_net()
+    net.freeze_but("last_block")
+    refresh_norms(net, blobs(64)[0])
+    before, after = weights_of(seasoned_net()), weights_of(net)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"norms.2.running_mean", "norms.2.running_var"}
 
 
 def test_training_starts_from_given_weights() -> None:

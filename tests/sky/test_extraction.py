@@ -11,6 +11,7 @@ from astropy.wcs import WCS
 
 from deepshadows.outcomes import InputError
 from deepshadows.sky import extraction
+from deepshadows.sky.conditions import Conditions
 from deepshadows.sky.extraction import DETECTION_SCHEMA, detect, detection_ids
 from deepshadows.sky.population import Kind, SkyObject
 from deepshadows.sky.simulation import render, tile_wcs_header
@@ -20,7 +21,8 @@ from deepshadows.sky.tiles import Tile
 
 
 def tile_with(objects: list[SkyObject], size_pix: int = 512) -> Tile:
-    flux, saturated, _ = render(DES, objects, np.random.default_rng(11), size_pix)
+    conditions = Conditions(fwhm_pix=DES.fwhm_pix(), sigma_counts=DES.sky_sigma_counts(), grain=0.0)
+    flux, saturated, _ = render(DES, conditions, objects, np.random.default_rng(11), size_pix)
     return Tile(
         tile_id="T",
         bands=BANDS,

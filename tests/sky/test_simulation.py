@@ -14,6 +14,7 @@ from deepshadows import storage
 from deepshadows.outcomes import UsageError
 from deepshadows.sky import population, simulation, surveys
 from deepshadows.sky.canvas import Canvas
+from deepshadows.sky.conditions import Conditions
 from deepshadows.sky.population import ARTIFACTS, Kind, SkyObject, make_object
 from deepshadows.sky.simulation import fits_bytes, render, simulate_tile, tile_wcs_header
 from deepshadows.sky.surveys import BANDS, DES, HSC
@@ -39,6 +40,11 @@ def source(kind: Kind, *, mag: float = 20.0, r_eff_arcsec: float = 3.0) -> SkyOb
     )
 
 
+def as_stated(survey: surveys.Survey, grain: float = 0.0) -> Conditions:
+    """The survey's own seeing and depth, without scatter."""
+    return Conditions(fwhm_pix=survey.fwhm_pix(), sigma_counts=survey.sky_sigma_counts(), grain=grain)
+
+
 def total_mag(flux_HW: np.ndarray) -> float:
     return float(30 - 2.5 * np.log10(flux_HW.sum(dtype=np.float64)))
 
@@ -59,7 +65,7 @@ def test_a_tile_depends_on_seed_and_number_alone() -> None:
 )
 def test_total_magnitudes_are_those_of_the_truth(kind: Kind, r_eff_arcsec: float, tolerance_mag: float) -> None:
     item = source(kind, r_eff_arcsec=r_eff_arcsec)
-    flux, _, _ = render(QUIET, [item], np.random.default_rng(1), 512)
+    flux, _, _ = render(QUIET, as_stated(QUIET), [item], np.random.default_rng(1), 512)
     # knots and clumps are bluer than their galaxy, so single bands may differ a little; r is their reference
     assert total_mag(flux[1]) == pytest.approx(item.mag[1], abs=tolerance_mag)
     for band in range(4):
@@ -70,7 +76,7 @@ def test_a_faint_galaxy_drawn_as_a_moffat_keeps_magnitude_and_size() -> None:
     radii = []
     for mag in (22.0, 21.0):  # either side of COMPACT_MAG_R
         item = source(Kind.GALAXY, mag=mag, r_eff_arcsec=0.7)
-        flux, _, _ = render(QUIET, [item], np.random.default_rng(1), 128 * 4)
+        flux, _, _ = render(QUIET, as_stated(QUIET), [item], np.random.default_rng(1), 128 * 4)
         assert total_mag(flux[1]) == pytest.approx(item.mag[1], abs=0.05)
         rows, columns = np.indices(flux.shape[1:])
         radius = np.hypot(columns - item.x, rows - item.y)
@@ -82,9 +88,16 @@ def test_a_faint_galaxy_drawn_as_a_moffat_keeps_magnitude_and_size() -> None:
 
 @pytest.mark.parametrize("survey", [DES, HSC], ids=["des", "hsc"])
 def test_blank_sky_has_the_stated_noise(survey: surveys.Survey) -> None:
-    flux, saturated, _ = render(survey, [], np.random.default_rng(2), 512)
-    assert flux.std(axis=(1, 2)) == pytest.approx(survey.sky_sigma_counts(), rel=0.01)
-    assert abs(flux.mean(axis=(1, 2)) / survey.sky_sigma_counts()).max() < 0.01
+    conditions = as_stated(survey, grain=0.1)
+    flux, saturated, _ = render(survey, conditions, [], np.random.default_rng(2), 512)
+    sigma = survey.sky_sigma_counts()
+    one_axis = 0.8**2 + 2 * 0.1**2  # of the kernel .1 .8 .1
+    assert flux.std(axis=(1, 2)) == pytest.approx(sigma * one_axis, rel=0.03)
+    coarse = flux.reshape(4, 32, 16, 32, 16).mean(axis=(2, 4))  # correlation does not change what 16 pixels add up to
+    assert coarse.std(axis=(1, 2)) == pytest.approx(sigma / 16, rel=0.08)
+    neighbours = (flux[:, :, 1:] * flux[:, :, :-1]).mean(axis=(1, 2)) / flux.var(axis=(1, 2))
+    assert neighbours == pytest.approx(np.full(4, 2 * 0.8 * 0.1 / one_axis), abs=0.03)
+    assert abs(flux.mean(axis=(1, 2)) / sigma).max() < 0.05
     assert not saturated.any()
 
 
@@ -98,7 +111,7 @@ def test_files_carry_wcs_zero_point_and_truth_positions(tmp_path: Path) -> None:
     read = read_tile(index.tiles[0], BANDS)
     assert read.pixel_scale_arcsec == pytest.approx(0.263, rel=1e-4)
     assert np.array_equal(read.saturated, tile.saturated)
-    step_nmgy = DES.sky_sigma_counts() / 1000 / 8
+    step_nmgy = tile.conditions.sigma_counts / 1000 / 8
     assert (abs(read.flux - tile.flux / 1000).max(axis=(1, 2)) < step_nmgy).all()
 
     truth = tile.truth().to_pylist()
@@ -125,13 +138,13 @@ def test_headers_state_what_a_reader_needs_and_no_time() -> None:
         assert header["SATURATE"] == pytest.approx(tile.wells[0])
         assert "_" not in header["TILENAME"]
         assert np.ptp(hdus["WGT"].data) == 0
-        assert hdus["WGT"].data[0, 0] == pytest.approx(DES.sky_sigma_counts()[0] ** -2, rel=1e-3)
+        assert hdus["WGT"].data[0, 0] == pytest.approx(tile.conditions.sigma_counts[0] ** -2, rel=1e-3)
         assert not {"DATE", "CHECKSUM", "DATASUM"} & {key for hdu in hdus for key in hdu.header}
 
 
 def test_a_bright_star_saturates_in_pixels_and_mask() -> None:
     star = source(Kind.STAR_HALO, mag=12.0, r_eff_arcsec=0.0)
-    flux, saturated, wells = render(DES, [star], np.random.default_rng(1), 512)
+    flux, saturated, wells = render(DES, as_stated(DES), [star], np.random.default_rng(1), 512)
     assert saturated[:, 250:262, 250:262].any(axis=(1, 2)).all()
     assert saturated.mean() < 0.05
     assert (flux <= wells[:, None, None] * (1 + 1e-6)).all()
@@ -155,7 +168,7 @@ def test_every_artifact_kind_appears_and_is_drawn() -> None:
 @pytest.mark.parametrize("kind", list(Kind))
 def test_objects_at_the_edge_are_drawn_as_far_as_they_reach(kind: Kind, place: tuple[float, float]) -> None:
     item = make_object(np.random.default_rng(4), kind, *place)
-    flux, _, _ = render(QUIET, [item], np.random.default_rng(1), 512)
+    flux, _, _ = render(QUIET, as_stated(QUIET), [item], np.random.default_rng(1), 512)
     assert np.isfinite(flux).all()
 
 

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from deepshadows import storage
-from deepshadows.model import checkpoint
+from deepshadows.model import checkpoint, uncertainty
 from deepshadows.model.card import Calibration, Card
 from deepshadows.model.scorer import load_scorer
-from deepshadows.outcomes import InputError, NotFoundError
+from deepshadows.outcomes import InputError, NotFoundError, UsageError
 from deepshadows.schema import Flag
 from deepshadows.settings import Evaluate, Publish
 from deepshadows.sky.shards import write_shard
@@ -79,6 +79,54 @@ def test_a_wanted_purity_chooses_the_threshold(network: str, tmp_path: Path) -> 
     rare = evaluate.run(Evaluate(checkpoint=network, cutouts=str(tmp_path), prevalence=0.05))
     assert rare.figures["tp"] + rare.figures["fp"] <= plain.figures["tp"] + plain.figures["fp"]
     assert rare.figures["auc"] == pytest.approx(plain.figures["auc"])
+
+
+def test_a_wanted_completeness_chooses_the_threshold(network: str, tmp_path: Path) -> None:
+    write_shard(str(tmp_path / "a.parquet"), blob_cutouts(200))
+    summary = evaluate.run(Evaluate(checkpoint=network, cutouts=str(tmp_path), completeness=0.8))
+    figures = summary.figures
+    assert figures["completeness"] == pytest.approx(0.8, abs=0.011), "the highest threshold that reaches it"
+    assert figures["completeness"] >= 0.8
+    assert figures["threshold_lo"] <= figures["threshold"] <= figures["threshold_hi"]
+    assert figures["unseen_completeness_lo"] < 0.8 < figures["unseen_completeness_hi"]
+    assert any("completeness of 0.8" in line for line in summary.text)
+
+
+def test_purity_at_the_surveys_own_rate(network: str, tmp_path: Path) -> None:
+    """By hand from the counts, whatever the share of LSBGs among the labelled rows."""
+    write_shard(str(tmp_path / "a.parquet"), blob_cutouts(200))
+    plain = evaluate.run(Evaluate(checkpoint=network, cutouts=str(tmp_path))).figures
+    survey = evaluate.run(
+        Evaluate(checkpoint=network, cutouts=str(tmp_path), prevalence=0.05, completeness=0.5)
+    ).figures
+    found, false = survey["tp"] / (survey["tp"] + survey["fn"]), survey["fp"] / (survey["fp"] + survey["tn"])
+    assert survey["purity_at_prevalence"] == pytest.approx(0.05 * found / (0.05 * found + 0.95 * false))
+    assert survey["purity_at_prevalence_lo"] <= survey["purity_at_prevalence"] <= survey["purity_at_prevalence_hi"]
+    assert survey["purity_at_prevalence"] < survey["purity"]
+    assert (survey["prevalence"], plain["prevalence"]) == (0.05, None)
+    assert "purity_at_prevalence" not in plain
+
+
+def test_only_one_way_to_a_threshold() -> None:
+    with pytest.raises(UsageError, match="give one of --purity, --completeness and --threshold"):
+        Evaluate.resolve({"checkpoint": "c", "cutouts": "d", "purity": 0.9, "threshold": 0.5}, "test")
+
+
+def test_errors_and_foreign_images_are_told(network: str, tmp_path: Path) -> None:
+    folder = str(tmp_path / "sure")
+    net, card = checkpoint.load(network)
+    checkpoint.save(folder, net, uncertainty.write(folder, uncertainty.fit(net, card, blobs(200)[0]), card))
+    cutouts = blob_cutouts(100, seed=3)
+    images = cutouts.images.copy()
+    images[:7] = 32
+    write_shard(str(tmp_path / "cutouts" / "a.parquet"), replace(cutouts, images=images))
+    figures = evaluate.run(Evaluate(checkpoint=folder, cutouts=str(tmp_path / "cutouts"))).figures
+    assert 7 <= figures["rows_out_of_domain"] <= 9
+    assert 0 < figures["err_median"] < 0.5
+    assert 0 <= figures["err_auc"] <= 1
+    unsure = evaluate.run(Evaluate(checkpoint=network, cutouts=str(tmp_path / "cutouts"))).figures
+    assert (unsure["rows_out_of_domain"], unsure["err_median"]) == (0, None)
+    assert unsure["tp"] == figures["tp"]
 
 
 def test_cutouts_without_labels_are_a_clear_error(network: str, tmp_path: Path) -> None:

@@ -29,12 +29,24 @@ def test_relative_paths_become_absolute_and_s3_stays(folder: Path) -> None:
     ]
 
 
+def test_the_short_flag_of_the_output_is_a_path_too(folder: Path) -> None:
+    assert prepare("classify", ["-o", "run"], folder) == ["--output", f"{folder.parent}/here/run"]
+
+
 def test_names_of_shipped_weights_stay_but_folders_do_not(folder: Path) -> None:
     assert prepare("classify", ["--checkpoint", "deepshadows-v2"], folder) == ["--checkpoint", "deepshadows-v2"]
     Path("mine").mkdir()
     here = str(folder.parent / "here")
     assert prepare("classify", ["--checkpoint", "mine"], folder) == ["--checkpoint", f"{here}/mine"]
     assert prepare("train", ["--from", "mine"], folder) == ["--from", f"{here}/mine"]
+
+
+def test_positional_words_stay_and_positions_are_a_path(folder: Path) -> None:
+    here = str(folder.parent / "here")
+    words = ["cutouts", "--positions", "p.csv", "--url", "http://host/viewer"]
+    assert prepare("fetch", words, folder) == [
+        *("cutouts", "--positions", f"{here}/p.csv", "--url", "http://host/viewer")
+    ]
 
 
 def test_numbers_are_not_taken_for_paths(folder: Path) -> None:
@@ -47,6 +59,12 @@ def test_a_recipe_is_uploaded(folder: Path) -> None:
     assert prepare("train", ["--recipe", "short.toml"], folder) == ["--recipe", "recipe.toml"]
     assert [path.name for path in folder.iterdir()] == ["recipe.toml"]
     assert (folder / "recipe.toml").read_text() == "epochs = 3\n"
+
+
+def test_recipes_that_go_by_name_stay(folder: Path) -> None:
+    words = ["--recipe", "finetune_paper", "--from", "s3://bucket/ckpt"]
+    assert prepare("finetune", words, folder) == words
+    assert not list(folder.iterdir())
 
 
 def test_settings_are_uploaded_with_reachable_paths_and_their_recipe(folder: Path) -> None:

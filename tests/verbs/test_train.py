@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,12 +20,12 @@ import torch
 
 from deepshadows import storage
 from deepshadows.model import checkpoint
-from deepshadows.model.card import Card, read_card
+from deepshadows.model.card import Card, Training, read_card
 from deepshadows.model.checkpoint import weights_of
 from deepshadows.model.scorer import load_scorer
 from deepshadows.model.training import Learner
 from deepshadows.outcomes import Failure, InputError, UsageError
-from deepshadows.settings import Recipe, Train
+from deepshadows.settings import RECIPES, Recipe, Train
 from deepshadows.sky.shards import Cutouts, write_shard
 from deepshadows.verbs import train
 from deepshadows.verbs.training_set import prepare, read_training_set
@@ -72,12 +73,15 @@ def assert_same_weights(url: str, expected: dict[str, torch.Tensor]) -> None:
 
 
 def test_the_paper_recipe_is_the_default() -> None:
-    assert train.read_recipe(str(JOBS / "recipe_paper.toml")) == Recipe()
+    assert train.read_recipe("paper") == Recipe()
 
 
-def test_the_short_recipe_is_valid() -> None:
-    recipe = train.read_recipe(str(JOBS / "recipe_short.toml"))
-    assert (recipe.name, recipe.keep, recipe.augment) == ("short", "best", True)
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_by_name_is_its_file_and_the_file_lists_every_field(name: str) -> None:
+    path = JOBS / f"recipe_{name}.toml"
+    assert train.read_recipe(str(path)) == train.read_recipe(name)
+    assert list(tomllib.loads(path.read_text())) == list(Recipe.model_fields)
+    assert RECIPES[name].name == name
 
 
 def test_a_checkpoint_that_scores(ray_local: None, place: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,11 +106,17 @@ def test_a_checkpoint_that_scores(ray_local: None, place: str, capsys: pytest.Ca
     assert again.figures["weights_sha256"] == summary.figures["weights_sha256"]
 
 
-def test_two_workers_make_one_network(ray_local: None, tmp_path: Path) -> None:
+def test_two_workers_make_one_network_and_lose_patience_together(ray_local: None, tmp_path: Path) -> None:
     inputs = write_inputs(str(tmp_path), blob_cutouts(240), epochs=2)
     summary = train.run(Train(**inputs, workers=2))
     assert summary.figures["auc"] > 0.9
     assert summary.figures["epochs"] == 2
+    impatient = RECIPE.format(epochs=40).replace("0.001", "1e-12") + 'keep = "best"\npatience = 1\n'
+    (tmp_path / "impatient.toml").write_text(impatient)
+    inputs |= {"recipe": str(tmp_path / "impatient.toml"), "output": str(tmp_path / "stopped")}
+    stopped = train.run(Train(**inputs, workers=2))
+    assert stopped.figures["epochs"] == stopped.figures["kept_epoch"] + 1 < 40
+    assert "kept (stopped early: 40 were allowed); on the validation rows: " in "".join(stopped.text)
 
 
 def test_a_killed_worker_costs_at_most_an_epoch(ray_local: None, tmp_path: Path) -> None:
@@ -232,6 +242,33 @@ def test_an_output_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> No
 def test_cutouts_that_cannot_be_trained_on(change: dict[str, object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         prepare(replace(blob_cutouts(120), **change), Recipe(), "shards")  # type: ignore[arg-type]
+
+
+def test_a_finished_training_of_an_older_recipe_is_known_again(tmp_path: Path) -> None:
+    """Its card names no field that came later."""
+    inputs = write_inputs(str(tmp_path), blob_cutouts(120))
+    recipe = train.read_recipe(inputs["recipe"])
+    data = read_training_set(inputs["cutouts"], recipe)
+    older = {name: value for name, value in recipe.model_dump().items() if name not in ("patience", "trainable")}
+    made = Training(fingerprint=data.fingerprint, rows=120, validation_rows=20, classes=data.classes, seed=1,
+                    split="sky", epochs=2, kept_epoch=2)  # fmt: skip
+    checkpoint.save(inputs["output"], seasoned_net(), Card(name="older", recipe=older, training=made))
+    assert train.run(Train(**inputs)).text[0] == "already trained; nothing to do"
+
+
+@pytest.mark.parametrize("seed", range(1, 9))
+def test_twenty_rows_are_split_with_both_classes_on_both_sides(seed: int) -> None:
+    data = prepare(blob_cutouts(20), Recipe(seed=seed), "shards")
+    held = data.examples.validation
+    assert 1 <= np.count_nonzero(held) <= 8
+    assert {*data.examples.labels[held]} == {*data.examples.labels[~held]} == {0, 1}
+    again = prepare(blob_cutouts(20), Recipe(seed=seed), "shards")
+    np.testing.assert_array_equal(held, again.examples.validation)
+
+
+def test_nineteen_rows_are_too_few() -> None:
+    with pytest.raises(InputError, match="19 usable labelled cut-outs; at least 20 are needed"):
+        prepare(blob_cutouts(19), Recipe(), "shards")
 
 
 def test_rows_that_are_not_used_are_counted() -> None:

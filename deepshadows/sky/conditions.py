@@ -1,0 +1,69 @@
+"""How well a simulated tile was observed: its seeing, its depth, how its noise looks. Imports no Ray, no files.
+
+Measured on DES DR1 and Legacy DR9 tiles and on DES cut-outs of both: sigma per pixel varies between 0.6 and 1.1 of the
+survey's nominal figure; neighbouring pixels of a coadd are correlated, 2x2 means keep 0.55 to 0.63 of the sigma of a
+pixel instead of 0.5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import convolve1d
+
+from deepshadows.sky.surveys import Survey
+
+F64 = NDArray[np.float64]
+
+DEPTH = (0.80, 0.22)
+"""Median and scatter (natural logarithm) of a tile's sigma over the nominal one."""
+BAND_SCATTER = 0.10
+SEEING_SCATTER = 0.07
+STEP_CHANCE = 0.25
+"""Of a band that a chip's edge crosses the tile with another sky level on its far side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """Of one tile, bands in the order of `surveys.BANDS`.
+
+    Attributes
+    ----------
+    fwhm_pix : float64 (B,)
+        Seeing.
+    sigma_counts : float64 (B,)
+        Noise of blank sky, as that of white noise of the same power on large scales.
+    grain : float
+        Weight that each pixel's noise gives to either neighbour, 0 (white) to 0.2.
+    """
+
+    fwhm_pix: F64
+    sigma_counts: F64
+    grain: float
+
+
+def draw_conditions(rng: np.random.Generator, survey: Survey) -> Conditions:
+    """Seeing, depth and grain of one tile."""
+    bands = len(survey.bands)
+    depth = DEPTH[0] * rng.lognormal(0, DEPTH[1]) * rng.lognormal(0, BAND_SCATTER, bands)
+    return Conditions(
+        fwhm_pix=survey.fwhm_pix() * rng.lognormal(0, SEEING_SCATTER, bands),
+        sigma_counts=survey.sky_sigma_counts() * depth,
+        grain=float(rng.uniform(0.04, 0.18)),
+    )
+
+
+def add_sky(flux_BHW: NDArray[np.float32], conditions: Conditions, rng: np.random.Generator) -> None:
+    """Add what the sky leaves in a coadd, in place: correlated noise and, now and then, a step at a chip's edge."""
+    kernel = np.array([conditions.grain, 1 - 2 * conditions.grain, conditions.grain], dtype=np.float32)
+    for light, sigma in zip(flux_BHW, conditions.sigma_counts, strict=True):
+        noise = rng.standard_normal(light.shape, dtype=np.float32)
+        for axis in (0, 1):
+            noise = convolve1d(noise, kernel, axis=axis, mode="wrap")
+        light += noise * np.float32(sigma)
+        if rng.random() < STEP_CHANCE:
+            edge = int(rng.integers(light.shape[0]))
+            side = light[edge:] if rng.random() < 0.5 else light[:, edge:]
+            side += np.float32(rng.normal(0, 0.4) * sigma)

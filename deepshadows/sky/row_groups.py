@@ -1,0 +1,103 @@
+"""Rows of a Parquet file by row group; from S3 as one stream, in bounded memory. Imports no Ray, no torch.
+
+A request for each row group costs the server and the client 5.2 CPU-seconds a GB (SeaweedFS), one stream 3.5: with a
+fast network on the same cores that is what bounds the rate.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from deepshadows import storage
+
+
+def row_groups(file: pq.ParquetFile, first_row: int, rows: int, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The wanted rows, one row group after the other."""
+    for number, low, high in _wanted(file.metadata, first_row, rows):
+        yield file.read_row_group(number, columns).slice(low, high - low)
+
+
+def streamed_row_groups(url: str, file: pq.ParquetFile, first_row: int, rows: int) -> Iterator[pa.Table]:
+    """The same, all columns, through one request for the bytes of all wanted row groups.
+
+    Raises
+    ------
+    StorageError
+        The store breaks off.
+    """
+    metadata = file.metadata
+    wanted = list(_wanted(metadata, first_row, rows))
+    if not wanted:
+        return
+    spans = [_span(metadata.row_group(number)) for number, _, _ in wanted]
+    window = _Window(size_bytes=_span(metadata.row_group(metadata.num_row_groups - 1))[1])
+    reader = pq.ParquetFile(pa.PythonFile(window, "r"), metadata=metadata)
+    source = storage.ByteStream(url, spans[0][0], spans[-1][1])
+    for (number, low, high), (start, end) in zip(wanted, spans, strict=True):
+        window.show(start, source.take(start, end))
+        yield reader.read_row_group(number).slice(low, high - low)
+
+
+def read_rows(file: pq.ParquetFile, first_row: int, rows: int, columns: list[str] | None = None) -> pa.Table:
+    """The wanted rows as one table."""
+    names = columns or file.schema_arrow.names
+    empty = pa.schema([file.schema_arrow.field(name) for name in names]).empty_table()
+    return pa.concat_tables([empty, *row_groups(file, first_row, rows, columns)])
+
+
+def _wanted(metadata: pq.FileMetaData, first_row: int, rows: int) -> Iterator[tuple[int, int, int]]:
+    """Row groups with wanted rows: number, first and last + 1 wanted row within it."""
+    start = 0
+    for number in range(metadata.num_row_groups):
+        count = metadata.row_group(number).num_rows
+        low, high = max(first_row - start, 0), min(first_row + rows - start, count)
+        if low < high:
+            yield number, low, high
+        start += count
+
+
+def _span(group: pq.RowGroupMetaData) -> tuple[int, int]:
+    """First and last + 1 byte of a row group."""
+    chunks = [group.column(number) for number in range(group.num_columns)]
+    starts = [
+        chunk.data_page_offset
+        if chunk.dictionary_page_offset is None
+        else min(chunk.dictionary_page_offset, chunk.data_page_offset)
+        for chunk in chunks
+    ]
+    ends = [start + chunk.total_compressed_size for start, chunk in zip(starts, chunks, strict=True)]
+    return min(starts), max(ends)
+
+
+class _Window(io.RawIOBase):
+    """A file of a stated size of which only the bytes of one row group are there."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._size = size_bytes
+        self._start, self._bytes, self._position = 0, memoryview(b""), 0
+
+    def show(self, start: int, data: memoryview) -> None:
+        self._start, self._bytes = start, data
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        low = self._position - self._start
+        data = self._bytes[low : low + size] if low >= 0 else self._bytes[:0]
+        self._position += len(data)
+        return bytes(data)

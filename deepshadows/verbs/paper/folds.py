@@ -1,0 +1,66 @@
+"""Scores of every row by classifiers that never saw it, one job a fold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedKFold
+
+from deepshadows.model.baselines import Kind
+from deepshadows.outcomes import InputError
+from deepshadows.verbs.paper.trainings import FeatureJob, Trainer
+
+
+def out_of_fold(
+    trainer: Trainer,
+    kind: Kind,
+    values: NDArray[np.float64],
+    labels: NDArray[np.int8],
+    *,
+    folds: int,
+    seed: int,
+    searched: bool,
+) -> tuple[NDArray[np.float64], list[Mapping[str, Any]], float]:
+    """Probabilities (N,), the parameters of each fold, and the seconds of all.
+
+    Parameters
+    ----------
+    values : float64 (N, F)
+    labels : int8 (N,)
+        1 LSBG, 0 artifact.
+    searched : bool
+        Search parameters anew within the training rows of each fold, so that no row has a part in choosing those that
+        it is judged by; else the paper's.
+
+    Raises
+    ------
+    InputError
+        A class has fewer rows than there are folds.
+    """
+    fewest = min(np.count_nonzero(labels == 0), np.count_nonzero(labels == 1))
+    if fewest < folds:
+        raise InputError(f"a class has {fewest} rows; {folds} folds need at least {folds} of each")
+    jobs = [
+        FeatureJob(
+            name=f"{kind}, fold {number}",
+            kind=kind,
+            values=values,
+            labels=labels,
+            train=seen,
+            validation=seen if searched else seen[:0],
+            test=unseen,
+            seed=seed,
+        )
+        for number, (seen, unseen) in enumerate(
+            StratifiedKFold(folds, shuffle=True, random_state=seed).split(values, labels), start=1
+        )
+    ]
+    outcomes = trainer.run(None, jobs, f"{kind} in {folds} folds")
+    scores = np.empty(len(labels))
+    for job, outcome in zip(jobs, outcomes, strict=True):
+        scores[job.test] = outcome.scores
+    parameters = [outcome.details["parameters"] for outcome in outcomes]
+    return scores, parameters, sum(outcome.seconds for outcome in outcomes)

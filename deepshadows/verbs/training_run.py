@@ -1,0 +1,233 @@
+"""A training with Ray Train, as `train` and `finetune` share it. A rerun goes on from the last whole epoch."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import tempfile
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.fs
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.config import LoggingConfig
+
+from deepshadows import __version__, storage
+from deepshadows.model import checkpoint, uncertainty
+from deepshadows.model.calibration import fit_platt
+from deepshadows.model.card import Card, Training
+from deepshadows.model.metrics import Judged, judge
+from deepshadows.model.training import Learner, Place
+from deepshadows.model.training_state import State, read_state
+from deepshadows.outcomes import Failure, UsageError
+from deepshadows.settings import Recipe
+from deepshadows.verbs.epoch_lines import say, spoken
+from deepshadows.verbs.ray_session import ray_session
+from deepshadows.verbs.training_plan import STATE_FOLDER, Order, Plan, claim, finished
+from deepshadows.verbs.training_set import TrainingSet, read_training_set
+
+RUN_NAME = "run"
+MAX_FAILURES = 3
+MEASURES = ("accuracy", "completeness", "purity", "auc", "ece")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """How a training ended; `images_per_s` is None where all was done already."""
+
+    card: Card
+    data: TrainingSet
+    images_per_s: float | None
+    note: str | None
+
+
+def carry_out(order: Order, data: TrainingSet) -> Trained:
+    """Train, or go on with a training, up to the checkpoint.
+
+    Raises
+    ------
+    UsageError
+        There are more workers than images for them, or the output folder holds another training.
+    InputError
+        The checkpoint to start from cannot be used.
+    Failure
+        The workers failed more often than `MAX_FAILURES`.
+    """
+    _check_workers(order, data)
+    start = checkpoint.load(order.start)[1].weights_sha256 if order.start else None
+    plan = Plan(recipe=order.recipe.model_dump(), fingerprint=data.fingerprint, from_weights_sha256=start)
+    for note in data.notes:
+        say(note)
+    if (card := finished(order.output, plan)) is not None:
+        return Trained(card=card, data=data, images_per_s=None, note="already trained; nothing to do")
+    resumed = claim(order.output, plan)
+    with ray_session(order.address):
+        state = _fit(order)
+    card = _commit(order.output, state, plan, data)
+    images_per_s = float(np.median([epoch.images_per_s for epoch in state.log]))
+    return Trained(card=card, data=data, images_per_s=images_per_s, note=resumed)
+
+
+def _check_workers(order: Order, data: TrainingSet) -> None:
+    rows = int(np.count_nonzero(~data.examples.validation))
+    if order.workers > min(order.recipe.batch_size, rows) // 2:
+        raise UsageError(
+            f"--workers {order.workers}: a batch of {order.recipe.batch_size} of {rows} training rows gives a worker "
+            "less than two images; use fewer workers or a larger batch_size"
+        )
+
+
+def _fit(order: Order) -> State:
+    """Run the workers to the last epoch and read what the first one saved there."""
+    filesystem, path = _filesystem(storage.join(order.output, STATE_FOLDER))
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # its 2 s would be the shortest epoch
+    with spoken(order.recipe.epochs) as callback:
+        trainer = ray.train.torch.TorchTrainer(
+            train_worker,
+            train_loop_config={
+                "cutouts": order.cutouts,
+                "recipe": order.recipe.model_dump(),
+                "start": order.start,
+            },
+            torch_config=ray.train.torch.TorchConfig(backend="nccl" if order.gpus else "gloo"),
+            scaling_config=ScalingConfig(num_workers=order.workers, use_gpu=order.gpus),
+            run_config=RunConfig(
+                name=RUN_NAME,
+                storage_path=path,
+                storage_filesystem=filesystem,
+                failure_config=FailureConfig(max_failures=MAX_FAILURES),
+                checkpoint_config=CheckpointConfig(num_to_keep=1),
+                callbacks=[callback],
+                worker_runtime_env={"env_vars": {"GOMP_SPINCOUNT": "1000"}},
+                logging_config=LoggingConfig(log_level="ERROR"),
+            ),
+        )
+        result = _fitted(trainer)
+    with result.checkpoint.as_directory() as folder:
+        return read_state(Path(folder))
+
+
+def _fitted(trainer: Any) -> Any:
+    """`trainer.fit()` with its errors as ours, and without the signal handler that it leaves behind."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT) if main else None
+    try:
+        return trainer.fit()
+    except ray.train.v2.api.exceptions.WorkerGroupError as error:
+        causes = [cause for cause in error.worker_failures.values() if isinstance(cause, Failure)]
+        if causes:
+            raise causes[0] from error
+        last = str(error).strip().splitlines()[-1]
+        raise Failure(f"training failed {MAX_FAILURES + 1} times, the last time with: {last}") from error
+    except ray.train.TrainingFailedError as error:
+        raise Failure(f"training failed: {str(error).strip().splitlines()[-1]}") from error
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, handler)
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    """pyarrow's view of `url`. `from_uri` honours AWS_ENDPOINT_URL, as `S3FileSystem()` does not."""
+    if not storage.is_s3(url):
+        return pyarrow.fs.LocalFileSystem(), url
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(url)
+    return filesystem, path
+
+
+def train_worker(config: Mapping[str, Any]) -> None:
+    """What each worker runs: take up the last epoch if there is one, then report each further one."""
+    recipe = Recipe.model_validate(config["recipe"])
+    context = ray.train.get_context()
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(recipe.threads or max(1, cores // context.get_local_world_size()))
+    device = str(ray.train.torch.get_device())
+    place = Place(rank=context.get_world_rank(), workers=context.get_world_size(), device=device)
+    start = checkpoint.load(config["start"])[0] if config["start"] else None
+    learner = Learner(read_training_set(config["cutouts"], recipe).examples, recipe, place, start)
+    if (saved := ray.train.get_checkpoint()) is not None:
+        with saved.as_directory() as folder:
+            learner.restore(Path(folder))
+    while not learner.finished:
+        epoch = learner.run_epoch()
+        if epoch is None:
+            ray.train.report({})
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            learner.save(Path(folder))
+            ray.train.report(asdict(epoch), checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def _commit(output: str, state: State, plan: Plan, data: TrainingSet) -> Card:
+    """Calibrate on the validation rows, fit the uncertainty, write the checkpoint, then remove the training state."""
+    held = data.examples.validation
+    logits, labels = state.kept_logits(), data.examples.labels[held]
+    name = storage.name_of(output)
+    card = Card(
+        name=name,
+        fov_arcsec=data.fov_arcsec,
+        stretch=data.stretch,
+        bands=data.bands,
+        survey=data.stretch.partition("-")[0],
+        calibration=fit_platt(logits, labels),
+        recipe=plan.recipe,
+        training=Training(
+            fingerprint=plan.fingerprint,
+            rows=len(held),
+            validation_rows=len(labels),
+            classes=data.classes,
+            left_out=data.left_out,
+            seed=plan.recipe["seed"],
+            split=plan.recipe["split"],
+            epochs=len(state.log),
+            kept_epoch=state.kept_epoch,
+            from_weights_sha256=plan.from_weights_sha256,
+        ),
+        software={"deepshadows": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    )
+    probabilities = card.probabilities(logits).astype(np.float64)
+    card = card.model_copy(
+        update={"metrics": judge(Judged(probabilities=probabilities, labels=labels), card.threshold)}
+    )
+    net = state.kept_network()
+    card = uncertainty.write(output, uncertainty.fit(net, card, data.examples.images[~held]), card)
+    card = checkpoint.save(output, net, card)
+    storage.delete_folder(storage.join(output, STATE_FOLDER))
+    return card
+
+
+def figures_of(trained: Trained) -> dict[str, Any]:
+    """Figures of a summary."""
+    card, made = trained.card, trained.card.training
+    assert made is not None
+    figures: dict[str, Any] = {name: card.metrics.get(name) for name in MEASURES}
+    figures |= {"rows": made.rows, "validation_rows": made.validation_rows, "epochs": made.epochs}
+    figures |= {"kept_epoch": made.kept_epoch, "left_out": made.left_out, "weights_sha256": card.weights_sha256}
+    if trained.images_per_s is not None:
+        figures["images_per_s"] = trained.images_per_s
+    return figures
+
+
+def lines_of(trained: Trained) -> list[str]:
+    """Lines of a summary: what was trained on, and, last, for how long."""
+    data, made = trained.data, trained.card.training
+    assert made is not None
+    counts = ", ".join(f"{count} {name}" for name, count in data.classes.items())
+    left_out = ", ".join(f"{count} {name}" for name, count in data.left_out.items())
+    wanted = trained.card.recipe.get("epochs", made.epochs)
+    stopped = f" (stopped early: {wanted} were allowed)" if made.epochs < wanted else ""
+    return [
+        *([trained.note] if trained.note else []),
+        *data.notes,
+        f"trained on {made.rows - made.validation_rows} cut-outs, validated on {made.validation_rows} ({counts})",
+        *([f"left out: {left_out}"] if left_out else []),
+        f"epoch {made.kept_epoch} of {made.epochs} kept{stopped}",
+    ]

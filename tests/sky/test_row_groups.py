@@ -1,0 +1,70 @@
+"""Rows of a Parquet file by row group, read piece by piece or as one stream: the same rows."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deepshadows import storage
+from deepshadows.outcomes import StorageError
+from deepshadows.sky.row_groups import read_rows, row_groups, streamed_row_groups
+from deepshadows.sky.shards import open_shard
+
+ROWS, GROUP_ROWS = 95, 20
+
+
+def table() -> pa.Table:
+    rng = np.random.default_rng(5)
+    return pa.table(
+        {
+            "object_id": np.arange(ROWS),
+            "image": [rng.bytes(int(rng.integers(1, 400))) for _ in range(ROWS)],
+            "name": [f"n{number % 7}" for number in range(ROWS)],  # with a dictionary page before its data
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("groups") / "shard.parquet"
+    pq.write_table(table(), path, row_group_size=GROUP_ROWS)
+    return str(path)
+
+
+@settings(max_examples=60, deadline=None)
+@given(first=st.integers(0, ROWS), rows=st.integers(0, ROWS + 10))
+def test_any_range_of_rows_comes_out_in_order(local: str, first: int, rows: int) -> None:
+    file = open_shard(local)
+    expected = table().slice(first, rows)
+    for tables in (list(row_groups(file, first, rows)), list(streamed_row_groups(local, file, first, rows))):
+        assert sum(part.num_rows for part in tables) == expected.num_rows
+        assert all(0 < part.num_rows <= GROUP_ROWS for part in tables)
+        if tables:
+            assert pa.concat_tables(tables).equals(expected)
+    assert read_rows(file, first, rows, ["object_id"]).equals(expected.select(["object_id"]))
+
+
+def test_a_stream_from_s3_gives_the_same_rows(bucket: str) -> None:
+    sink = io.BytesIO()
+    pq.write_table(table(), sink, row_group_size=GROUP_ROWS)
+    url = storage.join(bucket, "shard.parquet")
+    storage.write(url, sink.getvalue())
+    tables = list(streamed_row_groups(url, open_shard(url), 7, 80))
+    assert pa.concat_tables(tables).equals(table().slice(7, 80))
+
+
+def test_an_object_that_ends_early_is_a_storage_error(bucket: str) -> None:
+    sink = io.BytesIO()
+    pq.write_table(table(), sink, row_group_size=GROUP_ROWS)
+    url = storage.join(bucket, "shard.parquet")
+    storage.write(url, sink.getvalue())
+    file = open_shard(url)
+    storage.write(url, sink.getvalue()[:3000])
+    with pytest.raises(StorageError, match=r"shard\.parquet"):
+        list(streamed_row_groups(url, file, 0, ROWS))

@@ -170,10 +170,10 @@ def _lsbg(rng: np.random.Generator) -> Shape:
     """Quantiles of size, surface brightness and colour as in DOMAIN section 6."""
     red = rng.random() < 1 / 3
     r_eff = float(np.exp(_quantile(rng, [0, 0.5, 0.8, 0.9, 0.97, 0.995, 1], list(np.log([2.5, 3.8, 5, 6, 9, 14, 18])))))
-    faint = [24.3, 24.95, 25.7, 26.3, 27.0] if red else [24.3, 24.75, 25.3, 25.9, 26.8]
+    faint = [24.3, 24.9, 25.7, 26.3, 27.0] if red else [24.3, 24.65, 25.2, 25.8, 26.8]
     mu_eff = _quantile(rng, [0, 0.5, 0.85, 0.95, 1], faint)
     mag_g = mu_eff - 2.5 * np.log10(2 * np.pi * r_eff**2)
-    g_i = float(np.clip(rng.normal(0.80, 0.09) if red else rng.normal(0.48, 0.09), 0.0, 1.2))
+    g_i = float(np.clip(rng.normal(0.80, 0.09) if red else rng.normal(0.46, 0.08), 0.0, 1.2))
     sersic_n = _quantile(rng, [0, 0.1, 0.5, 0.9, 1], [0.5, 0.7, 1.05, 1.6, 2.2])
     ellipticity = _quantile(rng, [0, 0.5, 1], [0.02, 0.28, 0.69])
     return Shape(_colours(float(mag_g), g_i, 0.08 + 0.15 * g_i, 0.02, rng), r_eff, round(sersic_n, 1), ellipticity)

@@ -151,17 +151,25 @@ def read_ranges(url: str, starts: Sequence[int], ends: Sequence[int]) -> list[by
 
 
 class ByteStream:
-    """Bytes [start, end) of an object as they come, in one request; taken in order."""
+    """Bytes [start, end) of an object as they come, in one request; taken in order.
 
-    def __init__(self, url: str, start: int, end: int) -> None:
+    With an etag, an object that has changed since is a `StorageError`.
+    """
+
+    def __init__(self, url: str, start: int, end: int, etag: str = "") -> None:
         self._url, self._position, self._left = url, start, bytearray()
         store, key = _locate(url)
         with _translated(url, "reading"):
-            answer = obstore.get(store, key, options={"range": (start, end)})
+            wanted: obstore.GetOptions = {"range": (start, end)}
+            if etag:
+                wanted["if_match"] = etag
+            answer = obstore.get(store, key, options=wanted)
             self._chunks = iter(answer.stream(min_chunk_size=STREAM_CHUNK_BYTES))
 
     def take(self, start: int, end: int) -> memoryview:
         """Bytes [start, end) of the object, not before those taken last; what lies between is passed over."""
+        if start < self._position:
+            raise ValueError(f"{self._url}: byte {start} has gone by; the stream is at {self._position}")
         wanted = end - self._position
         with _translated(self._url, "reading"):
             while len(self._left) < wanted:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -88,7 +88,7 @@ class EngineUnavailableError(Failure):
 
 
 class Engine(Protocol):
-    """One way to run the network; `name` is recorded with the scores."""
+    """One way to run the network, one call at a time; `name` is recorded with the scores."""
 
     name: str
 
@@ -117,7 +117,10 @@ class CpuEngine:
         """Of images uint8 (N, 64, 64, 3), any N."""
         columns = np.empty((len(images), self._last.columns), np.float32)
         starts = iter(range(0, len(images), len(self._staging[0])))
-        list(self._lanes.map(lambda staging: self._run(staging, starts, images, columns), self._staging))
+        lanes = [self._lanes.submit(self._run, staging, starts, images, columns) for staging in self._staging]
+        wait(lanes)
+        for lane in lanes:
+            lane.result()
         return Outputs.of(columns)
 
     def _run(

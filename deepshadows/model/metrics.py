@@ -44,7 +44,13 @@ class Judged:
 
 
 def judge(
-    rows: Judged, threshold: float, *, prevalence: float | None = None, resamples: int = RESAMPLES, seed: int = 1
+    rows: Judged,
+    threshold: float,
+    *,
+    prevalence: float | None = None,
+    calibrated_at: float | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 1,
 ) -> dict[str, float | int | None]:
     """Every measure at one threshold, with 95 % intervals.
 
@@ -55,6 +61,9 @@ def judge(
     prevalence : float, optional
         Share of LSBGs in a survey that the rows stand for, each class for itself; the probabilities must have been
         corrected to it. Adds purity and accuracy there, and makes the calibration error that of the survey.
+    calibrated_at : float, optional
+        Share of LSBGs at which the probabilities are calibrated: the calibration error is that of a sample with this
+        share, whatever that of the rows. Without it, and without a prevalence, rows weigh as they come.
     resamples : int
         Bootstrap resamples of the rows.
 
@@ -72,7 +81,7 @@ def judge(
     above the sample. Its interval is therefore the basic bootstrap's, 2 * value - percentiles, which takes that shift
     out; with a true error of 0.065 the percentiles themselves held it in 2 % of samples of 200, this in 90 %.
     """
-    prepared = Prepared(rows, threshold, prevalence)
+    prepared = Prepared(rows, threshold, prevalence, calibrated_at)
     cells = _measures(prepared, np.ones((1, len(rows.labels))))
     parts = [_measures(prepared, weights) for weights in resampled(len(rows.labels), resamples, seed)]
     result: dict[str, float | int | None] = {"n": len(rows.labels), "threshold": float(threshold)}
@@ -137,9 +146,12 @@ class Ranked:
 class Prepared(Ranked):
     """What does not change between resamples: also the cell of each row and its calibration bin."""
 
-    def __init__(self, rows: Judged, threshold: float, prevalence: float | None) -> None:
+    def __init__(
+        self, rows: Judged, threshold: float, prevalence: float | None, calibrated_at: float | None = None
+    ) -> None:
         super().__init__(rows)
         self.prevalence = prevalence
+        self.calibrated_at = calibrated_at if prevalence is None else prevalence
         p, positive = rows.probabilities, rows.labels == 1
         selected = np.nan_to_num(p, nan=-1.0) >= threshold
         masks = (~positive & ~selected, ~positive & selected, positive & ~selected, positive & selected)
@@ -157,7 +169,8 @@ class Prepared(Ranked):
         counts = self.of_class.sum(axis=0)
         if not counts.any():
             return None
-        shares = counts / counts.sum() if self.prevalence is None else np.array([1 - self.prevalence, self.prevalence])
+        at = self.calibrated_at
+        shares = counts / counts.sum() if at is None else np.array([1 - at, at])
         weights = self.of_class @ np.where(counts > 0, shares / np.maximum(counts, 1), 0)
         return float(np.sqrt(2 / np.pi) * np.sqrt(weights**2 @ self._variances).sum())
 
@@ -185,13 +198,13 @@ def _measures(rows: Prepared, weights: NDArray[np.float64]) -> dict[str, NDArray
 
 
 def _calibration_error(rows: Prepared, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Over the scored rows; with a prevalence, each class weighs as in the survey."""
+    """Over the scored rows; with `calibrated_at`, each class weighs as at that prevalence."""
     artifacts, lsbgs = (weights @ rows.of_class).T
     gaps = [weights @ of_class for of_class in rows.gaps]
-    if rows.prevalence is None:
+    if rows.calibrated_at is None:
         return ratio(np.abs(gaps[0] + gaps[1]).sum(axis=1), artifacts + lsbgs)
     mean_gaps = [ratio(gap.T, count).T for gap, count in zip(gaps, (artifacts, lsbgs), strict=True)]
-    gap = (1 - rows.prevalence) * mean_gaps[0] + rows.prevalence * mean_gaps[1]
+    gap = (1 - rows.calibrated_at) * mean_gaps[0] + rows.calibrated_at * mean_gaps[1]
     return np.asarray(np.abs(gap).sum(axis=1))
 
 

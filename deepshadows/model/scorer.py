@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -69,6 +70,8 @@ class Scorer:
     engine: str
     _run: Engine
     _domain: Domain | None = None
+    _turn: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    """Engines have buffers of their own: callers from several threads take turns."""
 
     def score(self, images: NDArray[np.uint8]) -> Scores:
         """Everything about a batch of any size.
@@ -90,7 +93,8 @@ class Scorer:
         """
         if images.dtype != np.uint8 or images.shape[1:] != (64, 64, 3):
             raise InputError(f"images are {images.dtype} {images.shape}; the network takes uint8 (N, 64, 64, 3)")
-        outputs = self._run.measure(images)
+        with self._turn:
+            outputs = self._run.measure(images)
         unknown = np.full(len(images), np.nan, np.float32)
         return Scores(
             logits=outputs.logits,

@@ -228,7 +228,7 @@ class Learner:
         labels = self.examples.labels[rows]
         scores, targets = torch.from_numpy(logits), torch.from_numpy(labels)
         validation_loss = float(crossentropy(scores, targets, "mean"))
-        if self.recipe.keep == "last" or validation_loss < self.kept_loss or not self.kept:
+        if self.recipe.keep == "last" or not validation_loss >= self.kept_loss or not self.kept:
             self.kept_epoch, self.kept_loss = epoch, validation_loss
             best = self.recipe.keep == "best"
             self.kept = {name: tensor.clone() for name, tensor in weights_of(self.net).items()} if best else {}

@@ -7,6 +7,7 @@ how many others are cut; all other scales are resampled, area-weighted when shri
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -26,6 +27,8 @@ METHOD = "bin2-mean or area/linear, north up, east left, version 1"
 _SOME_MASKED, _SATURATED = 64, 128  # bits of the status plane; bit b (< 6) says that channel b has no valid pixel
 _DENSE_SHARE = 0.5
 _CHUNK = 512
+_ONE_LIMIT = threading.Lock()
+"""The number of BLAS threads belongs to the process: whoever changes it must be alone in putting it back."""
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
@@ -216,7 +219,10 @@ def _cut_resampled(
     per_reference_pixel = np.float32((geometry.stretch.pixel_scale_arcsec / tile.pixel_scale_arcsec) ** 2)
     images = np.empty((len(x_edge), size, size, len(geometry.bands)), np.uint8)
     flags = np.full(len(x_edge), Flag.RESAMPLED.bit, np.int32)
-    with threadpool_limits(1, "blas"):  # products this small: 1.7 ms of CPU an image in one thread, 12.7 in two
+    with (
+        _ONE_LIMIT,
+        threadpool_limits(1, "blas"),
+    ):  # small products: 1.7 ms of CPU an image, 12.7 in two threads
         for number, (x, y) in enumerate(zip(x_edge, y_edge, strict=True)):
             left, top = (int(np.floor(centre - size * pitch / 2)) - 1 for centre in (x, y))
             rows = _reflect(np.arange(top, top + count), height)
@@ -263,7 +269,7 @@ def bring_to_field(
     size, side = geometry.size_pix, images.shape[1]
     out = np.empty((len(images), size, size, images.shape[3]), np.uint8)
     flags = np.zeros(len(images), np.int32)
-    with threadpool_limits(1, "blas"):
+    with _ONE_LIMIT, threadpool_limits(1, "blas"):
         for number, (image, fov) in enumerate(zip(images, fov_arcsec, strict=True)):
             if side == size and abs(float(fov) / geometry.fov_arcsec - 1) <= SCALE_TOLERANCE:
                 out[number] = image

@@ -7,6 +7,7 @@ fast network on the same cores that is what bounds the rate.
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterator
 
 import pyarrow as pa
@@ -21,8 +22,12 @@ def row_groups(file: pq.ParquetFile, first_row: int, rows: int, columns: list[st
         yield file.read_row_group(number, columns).slice(low, high - low)
 
 
-def streamed_row_groups(url: str, file: pq.ParquetFile, first_row: int, rows: int) -> Iterator[pa.Table]:
-    """The same, all columns, through one request for the bytes of all wanted row groups.
+def streamed_row_groups(
+    url: str, file: pq.ParquetFile, first_row: int, rows: int, etag: str = ""
+) -> Iterator[pa.Table]:
+    """The same, all columns, through one request for the bytes of all wanted row groups; see `storage.ByteStream`.
+
+    Row groups that do not lie in the file in their order are asked for one by one.
 
     Raises
     ------
@@ -34,9 +39,12 @@ def streamed_row_groups(url: str, file: pq.ParquetFile, first_row: int, rows: in
     if not wanted:
         return
     spans = [_span(metadata.row_group(number)) for number, _, _ in wanted]
+    if any(end > start for (_, end), (start, _) in itertools.pairwise(spans)):
+        yield from row_groups(file, first_row, rows)
+        return
     window = _Window(size_bytes=_span(metadata.row_group(metadata.num_row_groups - 1))[1])
     reader = pq.ParquetFile(pa.PythonFile(window, "r"), metadata=metadata)
-    source = storage.ByteStream(url, spans[0][0], spans[-1][1])
+    source = storage.ByteStream(url, spans[0][0], spans[-1][1], etag)
     for (number, low, high), (start, end) in zip(wanted, spans, strict=True):
         window.show(start, source.take(start, end))
         yield reader.read_row_group(number).slice(low, high - low)

@@ -74,7 +74,11 @@ def run(settings: Evaluate) -> Summary:
     threshold = settings.threshold if settings.threshold is not None else subject.threshold
     if (reached := chosen.get("threshold")) is not None:
         threshold = reached
-    figures = {**judge(rows, threshold, prevalence=settings.prevalence), **chosen}
+    figures = {
+        **judge(rows, threshold, prevalence=settings.prevalence, calibrated_at=subject.prevalence),
+        **chosen,
+        **_on_p_lsbg(settings, subject, {"threshold": threshold, **chosen}),
+    }
     doubts = _doubts(subject, threshold, rows)
     counts = ", ".join(f"{figures[name]} {name.upper()}" for name in ("tp", "fp", "fn", "tn"))
     names = [*MEASURES, *(AT_PREVALENCE if settings.prevalence is not None else ())]
@@ -85,11 +89,33 @@ def run(settings: Evaluate) -> Summary:
         text=(
             *subject.text,
             *_choice_lines(settings, chosen),
-            f"{figures['n']} rows judged at p_lsbg >= {threshold:.4f}: {counts}",
+            _judged_line(settings, figures, counts),
             *_lines(names, figures),
             *_doubt_lines(doubts),
             f"({time.monotonic() - started:.1f} s)",
         ),
+    )
+
+
+def _on_p_lsbg(settings: Evaluate, subject: _Subject, found: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Thresholds on corrected probabilities under names of their own, `threshold` as one on p_lsbg as it is stored."""
+    if settings.prevalence is None:
+        return {}
+    told: dict[str, float | None] = {}
+    for end in ("", "_lo", "_hi"):
+        if (corrected := found.get(f"threshold{end}")) is not None:
+            stored = at_prevalence(np.array([corrected]), subject.prevalence, settings.prevalence)
+            told[f"threshold_at_prevalence{end}"] = corrected
+            told[f"threshold{end}"] = float(stored[0])
+    return told
+
+
+def _judged_line(settings: Evaluate, figures: Mapping[str, float | int | None], counts: str) -> str:
+    if settings.prevalence is None:
+        return f"{figures['n']} rows judged at p_lsbg >= {figures['threshold']:.4f}: {counts}"
+    return (
+        f"{figures['n']} rows judged at a probability of {figures['threshold_at_prevalence']:.4f} for a prevalence of "
+        f"{settings.prevalence:g}, which is p_lsbg >= {figures['threshold']:.4f}: {counts}"
     )
 
 
@@ -162,7 +188,8 @@ def _of_checkpoint(settings: Evaluate) -> _Subject:
     if len(labelled) < len(labels):
         text.append(f"{len(labels) - len(labelled)} rows have no label and are passed over")
     if unscored:
-        text.append(f"{unscored} rows cannot be scored and count as not selected: {_reasons(cutouts)}")
+        reasons = _reasons(cutouts.take(labelled))
+        text.append(f"{unscored} rows cannot be scored and count as not selected: {reasons}")
     return _Subject(
         rows=Judged(probabilities=scores.p_lsbg.astype(np.float64), labels=labels[labelled]),
         errors=scores.p_lsbg_err.astype(np.float64),

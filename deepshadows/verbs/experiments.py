@@ -73,9 +73,10 @@ def repeat(wanted: settings.Experiments, scale: Scale) -> Summary:
         read=lambda survey: _sample(wanted, scale, output, survey),
         features=wanted.features,
     )
+    names = _names(wanted, scale, output)
     sections, seconds = [], {}
     with ray_session(wanted.address):
-        for name in dict.fromkeys(wanted.names) or EXPERIMENTS:
+        for name in names:
             say(f"experiment {name}")
             begun = time.monotonic()
             sections.append(EXPERIMENTS[name](study))
@@ -83,6 +84,27 @@ def repeat(wanted: settings.Experiments, scale: Scale) -> Summary:
     record = _record(study, wanted, sections, seconds)
     _write(output, sections, record, scale)
     return _summary(output, sections, time.monotonic() - started)
+
+
+def _names(wanted: settings.Experiments, scale: Scale, output: str) -> list[str]:
+    """What is wanted and what the report holds already: its trainings are kept, so it is soon written whole again.
+
+    Raises
+    ------
+    UsageError
+        The folder holds a report of another scale, split or seed.
+    """
+    wanted_names = set(wanted.names or EXPERIMENTS)
+    url = storage.join(output, NUMBERS)
+    if storage.exists(url):
+        record = json.loads(storage.read(url))
+        for name, value in {"scale": scale.name, "split": wanted.split, "seed": wanted.seed}.items():
+            if record[name] != value:
+                raise UsageError(
+                    f"{output}: holds a report of {name} {record[name]}, not {value}; choose another --output"
+                )
+        wanted_names |= set(record["experiments"])
+    return [name for name in EXPERIMENTS if name in wanted_names]
 
 
 def _check_inputs(wanted: settings.Experiments) -> None:
@@ -97,7 +119,8 @@ def _check_inputs(wanted: settings.Experiments) -> None:
 def _sample(wanted: settings.Experiments, scale: Scale, output: str, survey: str) -> Sample:
     """The user's cut-outs, or simulated ones, which are made where they are not there yet."""
     most, given = (scale.cutouts, wanted.cutouts) if survey == "des" else (scale.second_cutouts, wanted.second)
-    url = storage.normalise(given) if given else storage.join(output, "samples", survey)
+    made = storage.join(output, "samples", f"{survey}-{most}-seed{wanted.seed}")
+    url = storage.normalise(given) if given else made
     if given is None and not storage.exists(storage.join(url, FEATURES)):  # written last
         field = SECOND_FOV_ARCSEC if survey == "hsc" else None
         simulate.run(

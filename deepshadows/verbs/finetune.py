@@ -88,7 +88,8 @@ def _judged(source: str, data: TrainingSet) -> Figures:
     scorer = load_scorer(source, precision="exact", threads=len(os.sched_getaffinity(0)))
     held = data.examples.validation
     probabilities = scorer.card.probabilities(scorer.logits(data.examples.images[held])).astype(np.float64)
-    return judge(Judged(probabilities=probabilities, labels=data.examples.labels[held]), scorer.card.threshold)
+    rows = Judged(probabilities=probabilities, labels=data.examples.labels[held])
+    return judge(rows, scorer.card.threshold, calibrated_at=scorer.card.prevalence)
 
 
 def _transfer(card: Card, data: TrainingSet) -> list[str]:

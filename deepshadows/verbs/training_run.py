@@ -28,7 +28,7 @@ from deepshadows.model.card import Card, Training
 from deepshadows.model.metrics import Judged, judge
 from deepshadows.model.training import Learner, Place
 from deepshadows.model.training_state import State, read_state
-from deepshadows.outcomes import Failure, UsageError
+from deepshadows.outcomes import Failure, InputError, UsageError
 from deepshadows.settings import Recipe
 from deepshadows.verbs.epoch_lines import say, spoken
 from deepshadows.verbs.ray_session import ray_session
@@ -71,7 +71,7 @@ def carry_out(order: Order, data: TrainingSet) -> Trained:
         return Trained(card=card, data=data, images_per_s=None, note="already trained; nothing to do")
     resumed = claim(order.output, plan)
     with ray_session(order.address):
-        state = _fit(order)
+        state = _fit(order, data.fingerprint)
     card = _commit(order.output, state, plan, data)
     images_per_s = float(np.median([epoch.images_per_s for epoch in state.log]))
     return Trained(card=card, data=data, images_per_s=images_per_s, note=resumed)
@@ -86,7 +86,7 @@ def _check_workers(order: Order, data: TrainingSet) -> None:
         )
 
 
-def _fit(order: Order) -> State:
+def _fit(order: Order, fingerprint: str) -> State:
     """Run the workers to the last epoch and read what the first one saved there."""
     filesystem, path = _filesystem(storage.join(order.output, STATE_FOLDER))
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # its 2 s would be the shortest epoch
@@ -95,6 +95,7 @@ def _fit(order: Order) -> State:
             train_worker,
             train_loop_config={
                 "cutouts": order.cutouts,
+                "fingerprint": fingerprint,
                 "recipe": order.recipe.model_dump(),
                 "start": order.start,
             },
@@ -152,7 +153,10 @@ def train_worker(config: Mapping[str, Any]) -> None:
     device = str(ray.train.torch.get_device())
     place = Place(rank=context.get_world_rank(), workers=context.get_world_size(), device=device)
     start = checkpoint.load(config["start"])[0] if config["start"] else None
-    learner = Learner(read_training_set(config["cutouts"], recipe).examples, recipe, place, start)
+    data = read_training_set(config["cutouts"], recipe)
+    if data.fingerprint != config["fingerprint"]:
+        raise InputError(f"{config['cutouts']}: changed since the training began; give another --output")
+    learner = Learner(data.examples, recipe, place, start)
     if (saved := ray.train.get_checkpoint()) is not None:
         with saved.as_directory() as folder:
             learner.restore(Path(folder))
@@ -195,7 +199,11 @@ def _commit(output: str, state: State, plan: Plan, data: TrainingSet) -> Card:
     )
     probabilities = card.probabilities(logits).astype(np.float64)
     card = card.model_copy(
-        update={"metrics": judge(Judged(probabilities=probabilities, labels=labels), card.threshold)}
+        update={
+            "metrics": judge(
+                Judged(probabilities=probabilities, labels=labels), card.threshold, calibrated_at=card.prevalence
+            )
+        }
     )
     net = state.kept_network()
     card = uncertainty.write(output, uncertainty.fit(net, card, data.examples.images[~held]), card)

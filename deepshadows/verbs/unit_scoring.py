@@ -10,7 +10,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, Literal
@@ -25,7 +24,7 @@ from deepshadows.model.scorer import Scorer, Scores, load_scorer
 from deepshadows.outcomes import InputError, NotFoundError, StorageError
 from deepshadows.run.scores import Receipt, commit, first_occurrences, quarantine, score_table
 from deepshadows.run.units import Unit, UnitKind
-from deepshadows.schema import Flag, is_fatal
+from deepshadows.schema import IMAGE_SHAPE, Flag, is_fatal
 from deepshadows.settings import Classify
 from deepshadows.sky.cutouts import Geometry, bring_to_field, cut
 from deepshadows.sky.row_groups import row_groups, streamed_row_groups
@@ -48,7 +47,6 @@ class UnitScorer:
     ) -> None:
         self._settings = settings
         self._run, self._run_id, self._fingerprint = run, run_id, fingerprint
-        self._network = threading.Lock()
         self._scorer = load_scorer(
             settings.checkpoint,
             precision=settings.precision,
@@ -68,7 +66,7 @@ class UnitScorer:
             if attempt:
                 time.sleep(RETRY_WAIT_S * 2**attempt)
             try:
-                table = score_unit(unit, self._scorer, self._settings, self._run_id, self._network)
+                table = score_unit(unit, self._scorer, self._settings, self._run_id)
             except (InputError, NotFoundError) as error:
                 reason = str(error)
             except StorageError as error:  # the store, not the unit: no reason to give the unit up
@@ -95,10 +93,8 @@ class UnitScorer:
         return {**asdict(receipt), "failure": failure}
 
 
-def score_unit(
-    unit: Unit, scorer: Scorer, settings: Classify, run_id: str, network: AbstractContextManager[object]
-) -> pa.Table:
-    """The score table of one unit; `network` is held while the scorer works, so that units take turns.
+def score_unit(unit: Unit, scorer: Scorer, settings: Classify, run_id: str) -> pa.Table:
+    """The score table of one unit.
 
     Raises
     ------
@@ -110,9 +106,8 @@ def score_unit(
     for part in _ahead(_parts_of(unit, scorer.card, settings)):
         usable = ~is_fatal(part.flags)
         images = part.images if usable.all() else part.images[usable]
-        with network:
-            scored.append(scorer.score(images).placed(usable, fill=0.0))
-        parts.append(replace(part, images=part.images[:0]))
+        scored.append(scorer.score(images).placed(usable, fill=0.0))
+        parts.append(replace(part, images=np.empty((0, *IMAGE_SHAPE), np.uint8)))  # an empty view would keep all pixels
     object_id = pa.concat_arrays([part.object_id for part in parts])
     flags: NDArray[np.int32] = np.concatenate([part.flags for part in parts])
     scores = Scores.concatenate(scored)
@@ -151,7 +146,7 @@ def _shard_parts(unit: Unit, geometry: Geometry, settings: Classify) -> Iterator
     try:
         far = storage.is_s3(unit.url)
         rows = file, unit.first_row, unit.rows
-        for table in streamed_row_groups(unit.url, *rows) if far else row_groups(*rows):
+        for table in streamed_row_groups(unit.url, *rows, etag=unit.etag) if far else row_groups(*rows):
             part = cutouts_from_table(table, unit.url)
             if settings.fov_arcsec is None and part.fov_arcsec != geometry.fov_arcsec:
                 images, flags = bring_to_field(part.images, np.full(len(part), part.fov_arcsec), geometry)

@@ -107,6 +107,9 @@ def test_calibration_error_at_a_prevalence_by_hand() -> None:
     assert judge(rows, 0.5)["ece"] == pytest.approx(0.4)
     assert judge(rows, 0.5, prevalence=0.1)["ece"] == pytest.approx(0, abs=1e-12)
     assert judge(rows, 0.5, prevalence=0.3)["ece"] == pytest.approx(0.2)
+    calibrated = judge(rows, 0.5, calibrated_at=0.1)
+    assert calibrated["ece"] == pytest.approx(0, abs=1e-12)
+    assert "purity_at_prevalence" not in calibrated
 
 
 @given(scores, st.floats(0.02, 0.98))

@@ -59,6 +59,26 @@ def test_a_stream_from_s3_gives_the_same_rows(bucket: str) -> None:
     assert pa.concat_tables(tables).equals(table().slice(7, 80))
 
 
+def test_an_object_that_changed_since_the_plan_is_not_read(bucket: str) -> None:
+    url = storage.join(bucket, "shard.parquet")
+    for names in (table()["name"], table()["name"].to_pylist()[::-1]):
+        sink = io.BytesIO()
+        pq.write_table(table().set_column(2, "name", [names]), sink, row_group_size=GROUP_ROWS)
+        storage.write(url, sink.getvalue())
+        if not isinstance(names, list):
+            planned = storage.stat(url).etag
+            assert list(streamed_row_groups(url, open_shard(url), 0, ROWS, planned))
+    with pytest.raises(StorageError, match=r"shard\.parquet"):
+        list(streamed_row_groups(url, open_shard(url), 0, ROWS, planned))
+
+
+def test_bytes_that_have_gone_by_are_not_taken_again(local: str) -> None:
+    stream = storage.ByteStream(local, 10, 400)
+    assert bytes(stream.take(20, 60)) == storage.read(local)[20:60]
+    with pytest.raises(ValueError, match="gone by"):
+        stream.take(50, 90)
+
+
 def test_an_object_that_ends_early_is_a_storage_error(bucket: str) -> None:
     sink = io.BytesIO()
     pq.write_table(table(), sink, row_group_size=GROUP_ROWS)

@@ -107,6 +107,18 @@ def test_purity_at_the_surveys_own_rate(network: str, tmp_path: Path) -> None:
     assert "purity_at_prevalence" not in plain
 
 
+def test_a_threshold_for_the_surveys_own_rate_is_told_for_p_lsbg_as_catalogues_hold_it(
+    network: str, tmp_path: Path
+) -> None:
+    write_shard(str(tmp_path / "a.parquet"), blob_cutouts(200))
+    where = {"checkpoint": network, "cutouts": str(tmp_path)}
+    survey = evaluate.run(Evaluate(**where, prevalence=0.05, completeness=0.5)).figures
+    odds = survey["threshold_at_prevalence"] / (1 - survey["threshold_at_prevalence"]) * 0.95 / 0.05
+    assert survey["threshold"] == pytest.approx(odds / (1 + odds))
+    stored = evaluate.run(Evaluate(**where, threshold=survey["threshold"] * (1 - 1e-9))).figures
+    assert [stored[name] for name in ("tn", "fp", "fn", "tp")] == [survey[name] for name in ("tn", "fp", "fn", "tp")]
+
+
 def test_only_one_way_to_a_threshold() -> None:
     with pytest.raises(UsageError, match="give one of --purity, --completeness and --threshold"):
         Evaluate.resolve({"checkpoint": "c", "cutouts": "d", "purity": 0.9, "threshold": 0.5}, "test")

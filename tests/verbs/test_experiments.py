@@ -385,9 +385,11 @@ def test_every_experiment_is_told_and_a_rerun_trains_nothing_again(ray_local: No
     assert "skipped" in page.lower()
     check_rows(record)
     before = trained_at(samples)
-    again = experiments.repeat(wanted(samples), TINY)
+    again = experiments.repeat(wanted(samples, "baselines"), TINY)  # one alone keeps the others in the report
     assert trained_at(samples) == before
     assert again.figures == summary.figures
+    with pytest.raises(UsageError, match="report of seed 1, not 2"):
+        experiments.repeat(wanted(samples).model_copy(update={"seed": 2}), TINY)
 
 
 def check_rows(record: dict[str, Any]) -> None:

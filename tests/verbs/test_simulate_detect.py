@@ -6,17 +6,19 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from deepshadows import settings, storage
 from deepshadows.outcomes import ExitCode, InputError, UsageError
+from deepshadows.sky.detections import read_table
 from deepshadows.sky.extraction import DETECTION_SCHEMA
 from deepshadows.sky.shards import read_shards
 from deepshadows.sky.simulation import fits_bytes, simulate_tile
 from deepshadows.sky.surveys import DES
 from deepshadows.verbs import detect, simulate
-from deepshadows.verbs.simulate_cutouts import labelled_cutouts
+from deepshadows.verbs.simulate_cutouts import FEATURES, labelled_cutouts, outshone, standing_apart
 from deepshadows.verbs.tasks import in_order
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -77,6 +79,11 @@ def test_cutouts_are_balanced_labelled_and_repeat(tmp_path: Path) -> None:
     assert cutouts.label is not None
     assert np.bincount(cutouts.label).tolist() == [6, 6]
     assert len(set(cutouts.object_id.to_pylist())) == 12
+    features = read_table(storage.join(folders[0], FEATURES))
+    assert features["object_id"].to_pylist() == cutouts.object_id.to_pylist()
+    assert features["label"].to_pylist() == cutouts.label.tolist()
+    assert np.allclose(features["ra"].to_numpy(), cutouts.ra)
+    assert features["mag_auto_g"].null_count == 0
     lsbg, artifact = (cutouts.images[cutouts.label == label].astype(float) for label in (1, 0))
     for images in (lsbg, artifact):
         assert images.std((1, 2, 3)).min() > 1  # no blank image
@@ -86,10 +93,24 @@ def test_cutouts_are_balanced_labelled_and_repeat(tmp_path: Path) -> None:
 
 
 def test_cutouts_of_hsc_are_resampled_to_the_same_field() -> None:
-    cutouts = labelled_cutouts("hsc", 0, 3, 1024)
-    assert len(cutouts)
-    assert cutouts.stretch == "hsc-1"
-    assert cutouts.fov_arcsec == 33.5
+    for fov_arcsec in (33.5, 21.5):
+        cutouts = labelled_cutouts("hsc", 0, 3, 1024, fov_arcsec).cutouts
+        assert len(cutouts)
+        assert cutouts.stretch == "hsc-1"
+        assert cutouts.fov_arcsec == fov_arcsec
+
+
+def test_of_neighbouring_artifacts_the_brightest_stands() -> None:
+    ra, dec = 30 + np.array([0, 5, 14, 100]) / 3600, np.full(4, 0.0)
+    mag = np.array([20.0, 19.0, 21.0, 22.0])  # first and second are too close, the third is not
+    assert standing_apart(ra, dec, mag).tolist() == [False, True, True, True]
+    assert standing_apart(ra, dec, np.array([19.0, 20.0, 21.0, 22.0])).tolist() == [True, False, True, True]
+
+
+def test_a_detection_much_brighter_than_its_lsbg_is_outshone() -> None:
+    truth = pa.table({"ra": [30.0, 31.0], "dec": [0.0, 0.0], "label": [1, 0], "mag_g": [20.0, 15.0]})
+    ra, dec = np.array([30.0, 30.0, 30.0]), np.array([0.0, 1 / 3600, 0.0])
+    assert outshone(ra, dec, np.array([19.9, 19.0, 20.5]), truth).tolist() == [False, True, False]
 
 
 def test_a_folder_of_another_simulation_is_refused(tmp_path: Path) -> None:

@@ -97,7 +97,14 @@ def test_a_checkpoint_that_scores(ray_local: None, place: str, capsys: pytest.Ca
     assert scorer.card.metrics["n"] == made.validation_rows == summary.figures["validation_rows"]
     assert summary.figures["images_per_s"] > 0
     left = [entry for entry in storage.list_objects(inputs["output"]) if entry.size_bytes]  # not S3's folder markers
-    assert [storage.name_of(entry.url) for entry in left] == ["card.json", "model.safetensors"]
+    assert [storage.name_of(entry.url) for entry in left] == [
+        "card.json",
+        "model.safetensors",
+        "uncertainty.safetensors",
+    ]
+    scores = scorer.score(images)
+    assert np.isfinite(scores.p_lsbg_err).all()
+    assert scores.out_of_domain.mean() < 0.2
     lines = capsys.readouterr().err.splitlines()
     assert [line for line in lines if line.startswith("epoch 1/2: loss ")]
     assert [line for line in lines if line.startswith("epoch 2/2: loss ")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,7 +42,7 @@ def test_errors_and_the_flag_are_written(sure: str, tmp_path: Path, precision: s
     (unit,) = shard_units(storage.stat(url), ROWS, 1000, [ROWS])
     scorer = load_scorer(sure, precision=precision)  # type: ignore[arg-type]
     settings = Classify(input=str(tmp_path), checkpoint=sure, output="unused")
-    table = score_unit(unit, scorer, settings, "run", nullcontext())
+    table = score_unit(unit, scorer, settings, "run")
     written = table["flags"].to_numpy()
     assert written[4] == Flag.OUT_OF_DOMAIN.bit
     assert written[9] == Flag.NO_IMAGE.bit
@@ -63,7 +62,7 @@ def test_without_an_uncertainty_the_column_is_null(tmp_path: Path) -> None:
     (unit,) = shard_units(storage.stat(url), ROWS, 1000, [ROWS])
     scorer = load_scorer(str(tmp_path / "plain"), precision="exact")
     settings = Classify(input=str(tmp_path), checkpoint="unused", output="unused")
-    table = score_unit(unit, scorer, settings, "run", nullcontext())
+    table = score_unit(unit, scorer, settings, "run")
     assert table["p_lsbg_err"].null_count == ROWS
     assert table["p_lsbg"].null_count == 0
     assert not table["flags"].to_numpy().any()

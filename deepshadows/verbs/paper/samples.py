@@ -57,6 +57,7 @@ class Sample:
     features: Features | None
     fov_arcsec: float
     stretch: str
+    bands: tuple[str, ...]
     notes: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -100,7 +101,7 @@ def read_sample(url: str, name: str, *, most: int, split: Split, seed: int, orig
     if split == "sky":
         first = _first_of_position(cutouts, usable)
         if twice := len(usable) - len(first):
-            notes.append(f"{twice} rows repeat a position (within 1 arcsec) and are left out")
+            notes.append(f"{twice} rows repeat a position (within 1 arcsec) and are left out: the first one counts")
         usable = first
     rows = _at_most(labels, usable, most, seed)
     if len(rows) < len(usable):
@@ -121,6 +122,7 @@ def read_sample(url: str, name: str, *, most: int, split: Split, seed: int, orig
         features=features,
         fov_arcsec=chosen.fov_arcsec,
         stretch=chosen.stretch,
+        bands=chosen.bands,
         notes=tuple(notes),
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+from deepshadows.outcomes import InputError
 from deepshadows.verbs.paper.samples import Parts, Sample, Split, split_sample
 from deepshadows.verbs.paper.scale import Scale
 from deepshadows.verbs.paper.trainings import NetworkJob, Outcome, Trainer
@@ -37,8 +38,19 @@ class Study:
 
     @cached_property
     def second(self) -> Sample:
-        """The one that it is transferred to."""
-        return self.read("hsc")
+        """The one that it is transferred to.
+
+        Raises
+        ------
+        InputError
+            Its channels are of other bands.
+        """
+        sample = self.read("hsc")
+        if sample.bands != self.first.bands:
+            raise InputError(
+                f"{sample.origin}: bands {','.join(sample.bands)}, the first survey has {','.join(self.first.bands)}"
+            )
+        return sample
 
     @cached_property
     def parts(self) -> Parts:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import time
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -22,7 +23,7 @@ from deepshadows.model import baselines
 from deepshadows.model.checkpoint import fill, weights_of
 from deepshadows.model.network import DeepShadowsNet, to_input
 from deepshadows.model.training import Examples, Learner, Place
-from deepshadows.outcomes import NotFoundError
+from deepshadows.outcomes import InputError, NotFoundError, UsageError
 from deepshadows.settings import Recipe
 from deepshadows.verbs.paper.findings import Number, Row
 from deepshadows.verbs.paper.samples import Rows, Sample
@@ -236,6 +237,7 @@ class Trainer:
             self._images[pixels] = ray.put(images)
         items = [(job, self._images[pixels], self.place) for job in jobs.values()]
         gpus = {"num_gpus": _GPU_SHARE} if self.place.gpu else {}
+        self._check_room()
         task = _work.options(num_cpus=self.place.threads, **gpus)
         results = zip(jobs, in_order(task, items), strict=True)
         done = {}
@@ -243,6 +245,14 @@ class Trainer:
             storage.write(address, outcome.to_bytes())
             done[address] = outcome
         return done
+
+    def _check_room(self) -> None:
+        """A task that asks for more than the cluster has would wait for ever."""
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if not any(node.get("CPU", 0) >= self.place.threads for node in nodes):
+            raise UsageError(f"--threads {self.place.threads}: no node has so many CPUs; use fewer")
+        if self.place.gpu and not any(node.get("GPU", 0) for node in nodes):
+            raise UsageError("--gpus: no node has a GPU")
 
     def _address(self, pixels: str, job: Job) -> str:
         return storage.join(self.folder, f"{_digest((pixels, __version__, *job.identity()))}.npz")
@@ -253,6 +263,8 @@ def _read(address: str) -> Outcome | None:
         return Outcome.from_bytes(storage.read(address))
     except NotFoundError:
         return None
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{address}: cannot be read; delete the file, and the training is done again") from error
 
 
 def _digest(parts: Sequence[Any]) -> str:

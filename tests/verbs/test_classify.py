@@ -278,6 +278,7 @@ def last_line(output: str) -> dict[str, Any]:
     return record
 
 
+@pytest.mark.timeout(600)  # three drivers one after the other, each with a Ray of its own
 def test_a_killed_driver_s_run_goes_on_with_exactly_what_is_missing(checkpoint: str, place: str) -> None:
     source, target = storage.join(place, "in"), storage.join(place, "run")
     write_shards(source, cutouts_of(4000, labelled=False), 100)

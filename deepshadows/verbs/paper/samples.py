@@ -101,7 +101,7 @@ def read_sample(url: str, name: str, *, most: int, split: Split, seed: int, orig
     if split == "sky":
         first = _first_of_position(cutouts, usable)
         if twice := len(usable) - len(first):
-            notes.append(f"{twice} rows repeat a position (within 1 arcsec) and are left out: the first one counts")
+            notes.append(f"{twice} rows repeat a position (within 1 arcsec) and are left out")
         usable = first
     rows = _at_most(labels, usable, most, seed)
     if len(rows) < len(usable):

@@ -37,7 +37,6 @@ VERBS: dict[str, type[settings.Settings]] = {
     "publish": settings.Publish,
     "experiments": settings.Experiments,
 }
-_FLAG_NAMES = {"from_checkpoint": "--from"}
 
 
 def _parameter(name: str, info: FieldInfo) -> click.Parameter:
@@ -45,7 +44,7 @@ def _parameter(name: str, info: FieldInfo) -> click.Parameter:
     kind, multiple = _flag_type(info.annotation)
     if info.json_schema_extra == settings.ARGUMENT:
         return click.Argument([name], type=kind, nargs=-1 if multiple else 1, required=False)
-    flag = _FLAG_NAMES.get(name, "--" + name.replace("_", "-"))
+    flag = settings.flag_of(name)
     default = info.default
     shown = "required" if info.is_required() else f"default: {default}" if default not in (None, "") else ""
     help_text = f"{info.description}" + (f"  [{shown}]" if shown else "")

@@ -25,6 +25,11 @@ NotNegative = Annotated[int, Field(ge=0)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
 ARGUMENT: JsonDict = {"argument": True}
 """`json_schema_extra` of a field that the command line takes by its place, without a flag."""
+PATH: JsonDict = {"path": "any"}
+"""`json_schema_extra` of a field that names a path; of the next two, one that may be a name instead."""
+WEIGHTS: JsonDict = {"path": "weights"}
+RECIPE_FILE: JsonDict = {"path": "recipe"}
+_OTHER_FLAGS = {"from_checkpoint": "--from"}
 
 
 class Settings(BaseModel):
@@ -53,6 +58,11 @@ class Settings(BaseModel):
             raise UsageError(f"{source}: " + "; ".join(lines)) from error
 
 
+def flag_of(field: str) -> str:
+    """The flag of a settings field."""
+    return _OTHER_FLAGS.get(field, "--" + field.replace("_", "-"))
+
+
 def parse_toml(text: str, source: str) -> dict[str, Any]:
     """A settings file as a dictionary; `-` in keys reads as `_`."""
     try:
@@ -78,7 +88,9 @@ class Simulate(Cluster):
     fov_arcsec: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Field of view of the cut-outs; without it, the network's 33.5."
     )
-    output: str = Field(description="Folder that receives tiles/, truth.parquet and the tile index.")
+    output: str = Field(
+        description="Folder that receives tiles/, truth.parquet and the tile index.", json_schema_extra=PATH
+    )
 
 
 class TileReading(Settings):
@@ -90,8 +102,8 @@ class TileReading(Settings):
 class Detect(Cluster, TileReading):
     """Find sources on tiles and measure SExtractor-named columns with sep."""
 
-    tiles: str = Field(description="Folder of FITS tiles, local or s3://.")
-    output: str = Field(description="Parquet file of detections.")
+    tiles: str = Field(description="Folder of FITS tiles, local or s3://.", json_schema_extra=PATH)
+    output: str = Field(description="Parquet file of detections.", json_schema_extra=PATH)
     cuts: Literal["none", "des"] = Field("none", description="Parent-sample cuts; rejects are counted.")
     threshold_sigma: Annotated[float, Field(gt=0)] = Field(1.5, description="Threshold per pixel, in sigma.")
     min_area_pix: Positive = Field(20, description="Smallest number of connected pixels.")
@@ -111,12 +123,20 @@ class Columns(Settings):
 class Cutouts(Cluster, Columns, TileReading):
     """Turn tiles and detections, or npz files, into cut-out shards; with a truth table, labelled ones."""
 
-    input: str = Field(description="Folder of FITS tiles, or an .npz file or folder of them.")
-    detections: str | None = Field(None, description="Detections to cut from tiles (Parquet, FITS or CSV).")
-    truth: str | None = Field(None, description="Truth table that gives the labels, matched by position.")
+    input: str = Field(description="Folder of FITS tiles, or an .npz file or folder of them.", json_schema_extra=PATH)
+    detections: str | None = Field(
+        None, description="Detections to cut from tiles (Parquet, FITS or CSV).", json_schema_extra=PATH
+    )
+    truth: str | None = Field(
+        None, description="Truth table that gives the labels, matched by position.", json_schema_extra=PATH
+    )
     radius_arcsec: Annotated[float, Field(gt=0)] = Field(3.0, description="Match radius for --truth.")
-    output: str = Field(description="Folder that receives the shards.")
+    output: str = Field(description="Folder that receives the shards.", json_schema_extra=PATH)
     shard_rows: Positive = Field(10_000, description="Rows of one shard.")
+
+
+_FOR_DATASETS = {"what", "output", "address", "url", "requests_per_s", "retries", "backoff_s", "timeout_s"}
+"""What `fetch datasets` heeds of the settings of `Fetch`."""
 
 
 class Fetch(Cluster, Columns):
@@ -126,8 +146,10 @@ class Fetch(Cluster, Columns):
         description="datasets for the lists of the paper, cutouts for images of --positions.",
         json_schema_extra=ARGUMENT,
     )
-    output: str = Field(description="Folder that receives the files.")
-    positions: str | None = Field(None, description="Objects to fetch images of (Parquet, FITS or CSV).")
+    output: str = Field(description="Folder that receives the files.", json_schema_extra=PATH)
+    positions: str | None = Field(
+        None, description="Objects to fetch images of (Parquet, FITS or CSV).", json_schema_extra=PATH
+    )
     survey: Survey = Field("des", description="Survey whose layer, field and stretch are meant.")
     format: Literal["jpeg", "fits"] = Field("jpeg", description="Pictures, or fluxes in nanomaggies.")
     layer: str | None = Field(None, description="Layer of the viewer; without it, that of the survey.")
@@ -137,7 +159,7 @@ class Fetch(Cluster, Columns):
     pixscale_arcsec: Annotated[float, Field(gt=0)] | None = Field(None, description="Pixel scale instead of a zoom.")
     size_pix: Annotated[int, Field(ge=16, le=3000)] | None = Field(
         None, description="Side of an image; without it 256 for jpeg, 128 for fits."
-    )
+    )  # the viewer cuts sizes above 3000 down to that without a word
     bands: Annotated[str, Field(pattern="^[ugrizYy]+$")] | None = Field(
         None, description="Bands to ask for, such as grz; without it the layer's for jpeg, grz for fits."
     )
@@ -153,9 +175,8 @@ class Fetch(Cluster, Columns):
     def _fits_together(self) -> Self:
         if self.what == "cutouts" and self.positions is None:
             raise ValueError("fetch cutouts needs --positions")
-        alien = {"positions", "survey", "format", "layer", "zoom", "pixscale_arcsec", "size_pix", "bands"}
-        if self.what == "datasets" and (given := sorted(alien & self.model_fields_set)):
-            raise ValueError(f"fetch datasets takes no {', '.join(given)}")
+        if self.what == "datasets" and (alien := sorted(self.model_fields_set - _FOR_DATASETS)):
+            raise ValueError(f"fetch datasets takes no {', '.join(alien)}")
         if self.zoom is not None and self.pixscale_arcsec is not None:
             raise ValueError("give zoom or pixscale_arcsec, not both")
         if self.url is not None and not self.url.startswith(("http://", "https://")):
@@ -179,6 +200,9 @@ class Recipe(Settings):
         False, description="Random shifts, resampling, tint, noise and JPEG, as other layers and telescopes would give."
     )
     refresh_norms: bool = Field(False, description="Measure batch-norm statistics anew, without dropout, each epoch.")
+    weights: Literal["float32", "float16"] = Field(
+        "float32", description="Type of the weights in the checkpoint; float16 takes half the bytes."
+    )
     keep: Literal["last", "best"] = Field("last", description="Weights of which epoch, by validation loss.")
     patience: NotNegative = Field(0, description="Stop after so many epochs without a lower validation loss; 0: never.")
     trainable: Trainable = Field("all", description="Layers that learn: all, dense ones, or with the last convolution.")
@@ -205,6 +229,20 @@ RECIPES = {
         refresh_norms=True,
         keep="best",
     ),
+    "v2": Recipe(
+        name="v2",
+        optimizer="adamw",
+        learning_rate=5e-4,
+        schedule="cosine",
+        epochs=20,
+        l2_conv=1e-4,
+        l2_dense=1e-4,
+        augment=True,
+        observe_anew=True,
+        refresh_norms=True,
+        weights="float16",
+        keep="best",
+    ),
     "finetune": Recipe(
         name="finetune",
         optimizer="adamw",
@@ -222,15 +260,16 @@ RECIPES = {
     "finetune_paper": Recipe(name="finetune_paper", learning_rate=0.005, epochs=30, batch_size=16),
 }
 """Recipes that go by name; `jobs/recipe_*.toml` hold the same, to start your own from."""
+_RECIPE = f"{', '.join(RECIPES)}, or a TOML file like those in jobs/."
 
 
 class Train(Cluster):
     """Train the network on labelled cut-outs."""
 
-    cutouts: str = Field(description="Folder of labelled cut-out shards.")
-    output: str = Field(description="Folder that receives the checkpoint.")
-    recipe: str = Field("paper", description="paper, short, or a TOML file like those in jobs/.")
-    from_checkpoint: str | None = Field(None, description="Start from these weights.")
+    cutouts: str = Field(description="Folder of labelled cut-out shards.", json_schema_extra=PATH)
+    output: str = Field(description="Folder that receives the checkpoint.", json_schema_extra=PATH)
+    recipe: str = Field("paper", description=_RECIPE, json_schema_extra=RECIPE_FILE)
+    from_checkpoint: str | None = Field(None, description="Start from these weights.", json_schema_extra=WEIGHTS)
     workers: Positive = Field(1, description="Training processes.")
     gpus: bool = Field(False, description="One GPU a worker.")
 
@@ -238,10 +277,14 @@ class Train(Cluster):
 class Finetune(Cluster):
     """Train a network further on labelled cut-outs of your own survey, and tell what that bought."""
 
-    cutouts: str = Field(description="Folder of labelled cut-out shards; 20 rows are the least.")
-    output: str = Field(description="Folder that receives the checkpoint.")
-    from_checkpoint: str = Field(description="Network to start from: a checkpoint, or the name of shipped weights.")
-    recipe: str = Field("finetune", description="finetune, finetune_paper, or a TOML file like those in jobs/.")
+    cutouts: str = Field(
+        description="Folder of labelled cut-out shards; 20 rows are the least.", json_schema_extra=PATH
+    )
+    output: str = Field(description="Folder that receives the checkpoint.", json_schema_extra=PATH)
+    from_checkpoint: str = Field(
+        description="Network to start from: a checkpoint, or the name of shipped weights.", json_schema_extra=WEIGHTS
+    )
+    recipe: str = Field("finetune", description=_RECIPE, json_schema_extra=RECIPE_FILE)
     layers: Trainable | None = Field(None, description="Layers that learn; without it, those that the recipe names.")
     fov_arcsec: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Transfer the network to cut-outs of this field although its card states another; recorded."
@@ -256,35 +299,40 @@ class Finetune(Cluster):
 class Explain(Cluster):
     """Show what the network looked at: heat maps of chosen objects (HiResCAM or Grad-CAM), as pictures."""
 
-    checkpoint: str = Field(description="Checkpoint to explain.")
-    cutouts: str = Field(description="Cut-outs, labelled or not: shards or .npz.")
+    checkpoint: str = Field(description="Checkpoint to explain.", json_schema_extra=WEIGHTS)
+    cutouts: str = Field(description="Cut-outs, labelled or not: shards or .npz.", json_schema_extra=PATH)
     ids: tuple[str, ...] = Field((), description="Objects to explain; may be repeated, or several between commas.")
     top: Positive = Field(12, description="Without ids: so many objects of highest p_lsbg.")
     method: HeatMap = Field("hires-cam", description="Heat maps place by place, or by channel as in the paper.")
-    output: str = Field(description="Folder that receives the pictures and explain.parquet.")
+    output: str = Field(description="Folder that receives the pictures and explain.parquet.", json_schema_extra=PATH)
 
 
 class Evaluate(Cluster):
     """Judge a checkpoint on labelled cut-outs, or a catalogue against a truth table."""
 
-    checkpoint: str | None = Field(None, description="Checkpoint to judge.")
-    cutouts: str | None = Field(None, description="Labelled cut-outs: shards or .npz.")
-    catalog: str | None = Field(None, description="Catalogue to judge.")
-    truth: str | None = Field(None, description="Truth table for --catalog.")
+    checkpoint: str | None = Field(None, description="Checkpoint to judge.", json_schema_extra=WEIGHTS)
+    cutouts: str | None = Field(None, description="Labelled cut-outs: shards or .npz.", json_schema_extra=PATH)
+    catalog: str | None = Field(None, description="Catalogue to judge.", json_schema_extra=PATH)
+    truth: str | None = Field(None, description="Truth table for --catalog.", json_schema_extra=PATH)
     radius_arcsec: Annotated[float, Field(gt=0)] = Field(1.0, description="Match radius for --truth.")
     purity: Probability | None = Field(None, description="Choose the threshold that reaches this purity.")
     completeness: Probability | None = Field(None, description="Choose the threshold that reaches this completeness.")
     prevalence: Probability | None = Field(
         None, description="Correct probabilities to this share of LSBGs, and tell the purity there."
     )
-    threshold: Probability | None = Field(None, description="Threshold on p_lsbg; without it, the card's.")
+    threshold: Probability | None = Field(
+        None,
+        description="Threshold on p_lsbg as it is stored, also with a prevalence; without it, the card's on "
+        "probabilities, corrected where there is a prevalence.",
+    )
     precision: Precision = Field("exact", description="Arithmetic of the network.")
 
     @model_validator(mode="after")
     def _one_subject(self) -> Self:
-        if (self.checkpoint and self.cutouts) or (self.catalog and self.truth):
-            return self
-        raise ValueError("give --checkpoint with --cutouts, or --catalog with --truth")
+        given = {name for name in ("checkpoint", "cutouts", "catalog", "truth") if getattr(self, name)}
+        if given not in ({"checkpoint", "cutouts"}, {"catalog", "truth"}):
+            raise ValueError("give --checkpoint with --cutouts, or --catalog with --truth")
+        return self
 
     @model_validator(mode="after")
     def _one_threshold(self) -> Self:
@@ -296,10 +344,12 @@ class Evaluate(Cluster):
 class Classify(Cluster, Columns, TileReading):
     """Score every detection of a survey; a rerun of the same command does what is missing."""
 
-    input: str = Field(description="Folder of cut-out shards, or of FITS tiles.")
-    detections: str | None = Field(None, description="Detections on the tiles (Parquet, FITS or CSV).")
-    checkpoint: str = Field(description="Folder of the trained network, local or s3://.")
-    output: str = Field(description="Run directory.")
+    input: str = Field(description="Folder of cut-out shards, or of FITS tiles.", json_schema_extra=PATH)
+    detections: str | None = Field(
+        None, description="Detections on the tiles (Parquet, FITS or CSV).", json_schema_extra=PATH
+    )
+    checkpoint: str = Field(description="Folder of the trained network, local or s3://.", json_schema_extra=WEIGHTS)
+    output: str = Field(description="Run directory.", json_schema_extra=PATH)
     precision: Precision = Field("fast", description="exact: fp32 reference; fast: checked against it.")
     unit_rows: Positive = Field(20_000, description="Most rows of one work unit.")
     batch_size: Positive = Field(256, description="Images in one call of the network.")
@@ -314,8 +364,8 @@ class Classify(Cluster, Columns, TileReading):
 class Publish(Cluster):
     """Turn finished runs into a new version of a HATS catalogue."""
 
-    run: tuple[str, ...] = Field(min_length=1, description="Run directory; may be repeated.")
-    catalog: str = Field(description="Root of the catalogue.")
+    run: tuple[str, ...] = Field(min_length=1, description="Run directory; may be repeated.", json_schema_extra=PATH)
+    catalog: str = Field(description="Root of the catalogue.", json_schema_extra=PATH)
     duplicates: Literal["fail", "first"] = Field("fail", description="What to do with one id in several units.")
     partition_rows: Positive = Field(1_000_000, description="Most rows of one HEALPix partition.")
 
@@ -327,19 +377,29 @@ class Experiments(Cluster):
         (), description="Experiments to run; without names, all.", json_schema_extra=ARGUMENT
     )
     scale: Literal["cpu", "paper"] = Field("cpu", description="cpu: smaller, within the hour; paper: full protocol.")
-    cutouts: str | None = Field(None, description="Labelled shards; without them, a DES-like sample is simulated.")
-    second: str | None = Field(None, description="Those of the second survey; without them, an HSC-like sample.")
-    features: str | None = Field(None, description="Real feature table for real_features (CSV, FITS or Parquet).")
+    cutouts: str | None = Field(
+        None, description="Labelled shards; without them, a DES-like sample is simulated.", json_schema_extra=PATH
+    )
+    second: str | None = Field(
+        None, description="Those of the second survey; without them, an HSC-like sample.", json_schema_extra=PATH
+    )
+    features: str | None = Field(
+        None, description="Real feature table for real_features (CSV, FITS or Parquet).", json_schema_extra=PATH
+    )
     split: Literal["sky", "random"] = Field("sky", description="Split by blocks of sky, or at random as the paper.")
     seed: NotNegative = Field(1, description="Seed of samples, splits and weights; splits has six of its own.")
     threads: Positive = Field(1, description="CPU threads of one training; as many trainings run as there is room.")
     gpus: bool = Field(False, description="Train on GPUs, four trainings on each.")
-    output: str = Field(description="Folder of the report; the same command goes on with what is there.")
+    output: str = Field(
+        description="Folder of the report; the same command goes on with what is there.", json_schema_extra=PATH
+    )
 
 
 class Quickstart(Cluster):
     """Simulate a small survey, train, classify, publish, and show what was found."""
 
-    output: str = Field("quickstart", description="Folder that receives everything.")
+    output: str = Field("quickstart", description="Folder that receives everything.", json_schema_extra=PATH)
     seed: NotNegative = Field(1, description="Seed of the simulated sky.")
-    checkpoint: str | None = Field(None, description="Use this network instead of training one.")
+    checkpoint: str | None = Field(
+        None, description="Use this network instead of training one.", json_schema_extra=WEIGHTS
+    )

@@ -22,6 +22,7 @@ from typing import Any
 import obstore
 import pyarrow as pa
 import pyarrow.fs
+import pyarrow.parquet as pq
 from obstore.exceptions import (
     AlreadyExistsError,
     BaseError,
@@ -153,10 +154,10 @@ def read_ranges(url: str, starts: Sequence[int], ends: Sequence[int]) -> list[by
 class ByteStream:
     """Bytes [start, end) of an object as they come, in one request; taken in order.
 
-    With an etag, an object that has changed since is a `StorageError`.
+    An object whose etag is another is a `StorageError`; one that is not known is empty.
     """
 
-    def __init__(self, url: str, start: int, end: int, etag: str = "") -> None:
+    def __init__(self, url: str, start: int, end: int, etag: str) -> None:
         self._url, self._position, self._left = url, start, bytearray()
         store, key = _locate(url)
         with _translated(url, "reading"):
@@ -237,6 +238,13 @@ def write(url: str, data: bytes) -> None:
     store, key = _locate(url)
     with _translated(url, "writing"):
         obstore.put(store, key, data, use_multipart=False)
+
+
+def write_table(url: str, table: pa.Table) -> None:
+    """One Parquet file in one PUT."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    write(url, sink.getvalue())
 
 
 def create(url: str, data: bytes) -> bool:

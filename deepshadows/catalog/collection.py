@@ -113,11 +113,6 @@ def _parse_pointer(url: str, text: bytes) -> CollectionProperties:
             raise InputError(f"{url}: damaged: {error}") from error
 
 
-def current_version(catalog: str) -> str:
-    """Name of the version that readers see, such as `v0003`; raises `NotFoundError` where there is none."""
-    return _pointer(storage.normalise(catalog)).version
-
-
 def _pointer(catalog: str) -> Pointer:
     pointer = read_pointer(catalog)
     if pointer is None:

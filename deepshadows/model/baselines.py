@@ -37,8 +37,6 @@ FEATURES = (
     *(f"mu_{what}_model_{band}" for what in ("mean", "max", "eff") for band in BANDS),
 )
 """The paper's 16: ellipticity, magnitudes, colours, and mean, central and effective surface brightness in g, r, i."""
-FEATURES_WITH_RADIUS = (*FEATURES, *(f"flux_radius_{band}" for band in BANDS))
-"""The 19 of a later notebook on the same tables."""
 _MADE_FROM: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"ellipticity": ("a_image", "b_image")}
     | {f"{blue}-{red}": (f"mag_auto_{blue}", f"mag_auto_{red}") for blue, red in _COLOURS}
@@ -99,24 +97,20 @@ class Features:
         return f"not measured, replaced by the median of the training rows: {counts} (of {len(self.values)} rows)"
 
 
-def features_of(
-    table: pa.Table, names: tuple[str, ...] = FEATURES, *, missing: Literal["refuse", "median"] = "refuse"
-) -> Features:
+def features_of(table: pa.Table, names: tuple[str, ...] = FEATURES) -> Features:
     """Features from a table of measurements.
 
     Parameters
     ----------
     table : pa.Table
         Columns by name in any case; ellipticity is made from a_image and b_image, colours from magnitudes, where the
-        table has no column of that name.
-    missing
-        refuse: NaN, infinite and null values are an error; median: they stay NaN, are counted in `Features.missing`,
-        and the classifiers replace them by the median of their training rows.
+        table has no column of that name. NaN, infinite and null values become NaN and are counted in
+        `Features.missing`; the classifiers replace them by the median of their training rows.
 
     Raises
     ------
     InputError
-        A column is missing or not numeric, a feature has no value at all, or values are missing and refused.
+        A column is missing or not numeric, or a feature has no value at all.
     """
     columns = {name.lower(): name for name in table.column_names}
     needed = [source for name in names for source in ((name,) if name in columns else _MADE_FROM.get(name, (name,)))]
@@ -130,11 +124,6 @@ def features_of(
     lost = {name: int(count) for name, count in zip(names, counts, strict=True) if count}
     if empty := [name for name, count in lost.items() if count == len(values)]:
         raise InputError(f"no row has a value of {', '.join(empty)}; leave the feature out or measure it")
-    if lost and missing == "refuse":
-        told = ", ".join(f"{count} of {name}" for name, count in lost.items())
-        raise InputError(
-            f"values are missing or infinite in {len(values)} rows: {told}; drop those rows or allow their medians"
-        )
     return Features(values=values, names=names, missing=lost)
 
 
@@ -162,9 +151,15 @@ def classifier(kind: Kind, seed: int = 1) -> Pipeline:
     return make_pipeline(impute, StandardScaler(), models[kind]).set_params(**PAPER_PARAMETERS[kind])
 
 
-def search(
-    kind: Kind, values: F64, labels: NDArray[np.int8], *, folds: int = GRID_FOLDS, seed: int = 1
-) -> GridSearchCV:
+def stratified(labels: NDArray[np.int8], folds: int, seed: int) -> StratifiedKFold:
+    """Folds with the classes in their shares; an `InputError` where a class has fewer rows than there are folds."""
+    fewest = min(np.count_nonzero(labels == 0), np.count_nonzero(labels == 1))
+    if fewest < folds:
+        raise InputError(f"a class has {fewest} rows; {folds} folds need at least {folds} of each")
+    return StratifiedKFold(folds, shuffle=True, random_state=seed)
+
+
+def search(kind: Kind, values: F64, labels: NDArray[np.int8], *, seed: int = 1) -> GridSearchCV:
     """The best parameters of `GRIDS` by the area under the ROC curve, refitted on all rows given.
 
     Raises
@@ -172,10 +167,7 @@ def search(
     InputError
         A class has fewer rows than there are folds.
     """
-    fewest = min(np.count_nonzero(labels == 0), np.count_nonzero(labels == 1))
-    if fewest < folds:
-        raise InputError(f"a class has {fewest} rows; {folds} folds need at least {folds} of each")
-    splits = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    splits = stratified(labels, GRID_FOLDS, seed)
     grid = [dict(part) for part in GRIDS[kind]]
     return GridSearchCV(classifier(kind, seed), grid, cv=splits, scoring="roc_auc").fit(values, labels)
 

@@ -40,13 +40,6 @@ def fit_platt(logits: NDArray[np.float32], labels: NDArray[np.int8]) -> Calibrat
     return Calibration(slope=float(model.coef_[0, 0]), intercept=float(model.intercept_[0]))
 
 
-def expected_calibration_error(probabilities: NDArray[np.floating], labels: NDArray[np.int8]) -> float:
-    """Mean distance between predicted probability and observed share over 15 equal bins, weighted by rows."""
-    bins = ece_bins(probabilities)
-    gap = np.bincount(bins, weights=probabilities - labels, minlength=ECE_BINS)
-    return float(np.abs(gap).sum() / len(labels))
-
-
 def ece_bins(probabilities: NDArray[np.floating]) -> NDArray[np.intp]:
     """Bin of each probability, shape (N,)."""
     return np.minimum((probabilities * ECE_BINS).astype(np.intp), ECE_BINS - 1)

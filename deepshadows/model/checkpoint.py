@@ -19,15 +19,20 @@ _READABLE = (torch.float32, torch.float16)
 """Shipped weights are float16, half the bytes; they are computed with as float32."""
 
 
-def save(url: str, net: DeepShadowsNet, card: Card) -> Card:
+def save(url: str, net: DeepShadowsNet, card: Card, dtype: torch.dtype = torch.float32) -> Card:
     """Write `model.safetensors`, then `card.json` with its sha256: a folder with a card is whole.
+
+    Parameters
+    ----------
+    dtype : torch.dtype
+        Of the weights in the file, float32 or float16.
 
     Returns
     -------
     Card
         As written.
     """
-    data = safetensors.torch.save(weights_of(net))
+    data = safetensors.torch.save({name: tensor.to(dtype) for name, tensor in weights_of(net).items()})
     card = card.model_copy(update={"weights_sha256": hashlib.sha256(data).hexdigest()})
     storage.write(storage.join(url, WEIGHTS_NAME), data)
     storage.write(storage.join(url, CARD_NAME), card.model_dump_json(indent=2).encode())
@@ -44,24 +49,35 @@ def load(url: str) -> tuple[DeepShadowsNet, Card]:
         the architecture that it names.
     """
     card = read_card(url)
-    address = storage.join(shipped.folder(url), WEIGHTS_NAME)
-    try:
-        data = storage.read(address)
-    except NotFoundError as error:
-        raise InputError(f"{url}: the checkpoint has a card but no {WEIGHTS_NAME}; copy it whole") from error
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != card.weights_sha256:
-        raise InputError(
-            f"{address}: sha256 {digest[:12]} is not that of the card ({card.weights_sha256[:12] or 'none'}); the "
-            "file is damaged or belongs to another card; copy the checkpoint again"
-        )
-    try:
-        tensors = safetensors.torch.load(data)
-    except (SafetensorError, ValueError) as error:
-        raise InputError(f"{address}: not a safetensors file: {error}") from error
+    tensors, address = read_tensors(url, WEIGHTS_NAME, card.weights_sha256)
     net = DeepShadowsNet()
     fill(net, tensors, address)
     return net.eval(), card
+
+
+def read_tensors(url: str, name: str, sha256: str) -> tuple[dict[str, Tensor], str]:
+    """The tensors of one file of the checkpoint `url`, and where it lies.
+
+    Raises
+    ------
+    InputError
+        The file is missing, has another sha256 than the card states, or is no safetensors file.
+    """
+    address = storage.join(shipped.folder(url), name)
+    try:
+        data = storage.read(address)
+    except NotFoundError as error:
+        raise InputError(f"{url}: the checkpoint has a card but no {name}; copy it whole") from error
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != sha256:
+        raise InputError(
+            f"{address}: sha256 {digest[:12]} is not that of the card ({sha256[:12] or 'none'}); the "
+            "file is damaged or belongs to another card; copy the checkpoint again"
+        )
+    try:
+        return safetensors.torch.load(data), address
+    except (SafetensorError, ValueError) as error:
+        raise InputError(f"{address}: not a safetensors file: {error}") from error
 
 
 def weights_of(net: DeepShadowsNet) -> dict[str, Tensor]:

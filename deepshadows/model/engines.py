@@ -19,7 +19,7 @@ from torch import Tensor
 
 from deepshadows.model.domain import SUMMARIES, summaries
 from deepshadows.model.network import DeepShadowsNet, to_input
-from deepshadows.model.uncertainty import Uncertainty, hidden_of
+from deepshadows.model.uncertainty import Uncertainty
 from deepshadows.outcomes import Failure
 
 EXACT_BATCH = 256
@@ -147,7 +147,7 @@ def exact_cpu(net: DeepShadowsNet, uncertainty: Uncertainty | None = None, *, th
     net = net.eval().requires_grad_(False)
     return CpuEngine(
         f"torch-{torch.__version__} cpu fp32 eager",
-        lambda images: hidden_of(net, to_input(images)),
+        lambda images: net.hidden_layer(to_input(images)),
         LastLayer(net, uncertainty),
         batch_size=EXACT_BATCH,
         threads=threads,
@@ -300,5 +300,5 @@ class CudaEngine:
 
     def _forward(self, images_NHWC: Tensor) -> Tensor:
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=not self._exact):
-            hidden = hidden_of(self._net, to_input(images_NHWC))
+            hidden = self._net.hidden_layer(to_input(images_NHWC))
         return self._last(hidden, images_NHWC)

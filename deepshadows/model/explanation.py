@@ -10,28 +10,19 @@ arXiv:2011.08891) multiplies place by place: none was empty, and 63 and 66 % of 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepshadows.model.network import SIZE_PIX, DeepShadowsNet, to_input
-from deepshadows.model.training import decided
+from deepshadows.model.network import SIZE_PIX, DeepShadowsNet, decided, to_input
 from deepshadows.settings import HeatMap
 
 BATCH = 128
 
 
 Classes = NDArray[np.integer]
-
-
-def grad_cam(net: DeepShadowsNet, images: NDArray[np.uint8], classes: Classes | None = None) -> NDArray[np.float32]:
-    """`heat_maps` with the mean gradient of each channel."""
-    return heat_maps(net, images, "grad-cam", classes)
 
 
 def heat_maps(
@@ -57,24 +48,17 @@ def heat_maps(
     """
     device = net.output.weight.device
     maps = [np.empty((0, SIZE_PIX, SIZE_PIX), np.float32)]
-    with _evaluating(net):
+    mode = net.training
+    net.eval()
+    try:
         for start in range(0, len(images), BATCH):
             part = slice(start, start + BATCH)
             x_NCHW = to_input(torch.from_numpy(images[part]).to(device))
             wanted = None if classes is None else torch.from_numpy(np.asarray(classes[part], np.int64)).to(device)
             maps.append(_maps(net, x_NCHW, method, wanted).cpu().numpy())
-    return np.concatenate(maps)
-
-
-@contextlib.contextmanager
-def _evaluating(net: DeepShadowsNet) -> Iterator[None]:
-    modes = {module: module.training for module in net.modules()}
-    net.eval()
-    try:
-        yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
+        net.train(mode)
+    return np.concatenate(maps)
 
 
 def _maps(net: DeepShadowsNet, x_NCHW: Tensor, method: HeatMap, classes: Tensor | None) -> Tensor:

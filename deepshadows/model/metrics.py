@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from deepshadows.model.calibration import ECE_BINS, ece_bins
 from deepshadows.outcomes import InputError
 
+MEASURES = ("accuracy", "completeness", "purity", "auc", "ece")
+"""What is told of a network, in this order."""
 RESAMPLES = 1000
 INTERVAL = (2.5, 97.5)
 """Percentiles of the bootstrap: 95 %."""
@@ -156,13 +159,14 @@ class Prepared(Ranked):
         selected = np.nan_to_num(p, nan=-1.0) >= threshold
         masks = (~positive & ~selected, ~positive & selected, positive & ~selected, positive & selected)
         self.cells = np.stack(masks, axis=1).astype(np.float64)  # tn fp fn tp
-        scored = self.scored
-        self.gaps = np.zeros((2, len(p), ECE_BINS))  # of artifacts, of LSBGs
-        self.gaps[rows.labels[scored], scored, ece_bins(p[scored])] = p[scored] - rows.labels[scored]
+        scored, shape = self.scored, (len(p), ECE_BINS)
+        labels, bins = rows.labels[scored], ece_bins(p[scored])
+        gaps = p[scored] - labels
+        of_each = [labels == 0, labels == 1]  # artifacts, LSBGs
+        self.gaps = [csr_array((gaps[own], (scored[own], bins[own])), shape) for own in of_each]
         self.of_class = np.zeros((len(p), 2))
-        self.of_class[scored, rows.labels[scored]] = 1.0
-        self._variances = np.zeros((len(p), ECE_BINS))
-        self._variances[scored, ece_bins(p[scored])] = p[scored] * (1 - p[scored])
+        self.of_class[scored, labels] = 1.0
+        self._variances = csr_array((p[scored] * (1 - p[scored]), (scored, bins)), shape)
 
     def error_if_perfect(self) -> float | None:
         """The calibration error that scatter alone would show: E|x| of a Gaussian for the gap of each bin."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.utils import skip_init
@@ -18,6 +21,8 @@ DROPOUT = 0.4
 BN_MOMENTUM = 0.01
 """Keras' momentum of 0.99 is the weight of the old value, torch's that of the new one."""
 BN_EPS = 1e-3
+BATCH = 256
+"""Images that are evaluated at a time."""
 
 
 class DeepShadowsNet(nn.Module):
@@ -87,12 +92,18 @@ class DeepShadowsNet(nn.Module):
             x_NCHW = self._end_of_block(torch.relu(conv(x_NCHW)), norm)
         return torch.relu(last(x_NCHW))
 
+    def hidden_layer(self, x_NCHW: Tensor) -> Tensor:
+        """What the last layer takes: shape (N, 1024)."""
+        return self._hidden_after(self.last_activation(x_NCHW))
+
     def from_last_activation(self, a_NCHW: Tensor) -> Tensor:
         """Logits that follow from the result of `last_activation`."""
-        *_, (_, norm) = self.blocks()
-        h_NF = torch.relu(self.hidden(self._end_of_block(a_NCHW, norm).flatten(1)))
-        logits_NO: Tensor = self.output(h_NF)
+        logits_NO: Tensor = self.output(self._hidden_after(a_NCHW))
         return logits_NO.squeeze(1) if self.output.out_features == 1 else logits_NO
+
+    def _hidden_after(self, a_NCHW: Tensor) -> Tensor:
+        *_, (_, norm) = self.blocks()
+        return torch.relu(self.hidden(self._end_of_block(a_NCHW, norm).flatten(1)))
 
     def _end_of_block(self, a_NCHW: Tensor, norm: BatchNorm) -> Tensor:
         x_NCHW: Tensor = self.dropout(self.pool(norm(a_NCHW)))
@@ -118,6 +129,51 @@ def to_input(images_NHWC: Tensor) -> Tensor:
     return images_NHWC.permute(0, 3, 1, 2).float().div_(255.0)
 
 
+def in_batches(
+    net: DeepShadowsNet,
+    images: NDArray[np.uint8],
+    part: Callable[[Tensor], Tensor] | None = None,
+    rows: NDArray[np.intp] | None = None,
+) -> NDArray[np.float32]:
+    """What the network, put into evaluation mode and where it is, says of many images.
+
+    Parameters
+    ----------
+    images : uint8 (N, 64, 64, 3)
+    part : callable, optional
+        Of the network, such as `net.hidden_layer`; without it, the whole.
+    rows : int (M,), optional
+        Only these images; without them, all.
+
+    Returns
+    -------
+    float32 (M, ...)
+        Logits: (M,), or (M, outputs).
+    """
+    net.eval()
+    rows = np.arange(len(images)) if rows is None else rows
+    device = net.output.weight.device
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, max(len(rows), 1), BATCH):
+            batch = torch.from_numpy(images[rows[start : start + BATCH]])
+            parts.append((part or net)(to_input(batch.to(device))).float().cpu())
+    said: NDArray[np.float32] = torch.cat(parts).numpy()
+    return said
+
+
+def crossentropy(logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
+    """Of one logit a row against 0 and 1, or of one a class."""
+    if logits.ndim == 1:
+        return F.binary_cross_entropy_with_logits(logits, labels.float(), reduction=reduction)
+    return F.cross_entropy(logits, labels.long(), reduction=reduction)
+
+
+def decided(logits: Tensor) -> Tensor:
+    """The likeliest class of each row, int64 (N,)."""
+    return (logits > 0).long() if logits.ndim == 1 else logits.argmax(dim=1)
+
+
 def l2_terms(net: DeepShadowsNet, l2_conv: float, l2_dense: float) -> list[tuple[Tensor, float]]:
     """Kernels that are kept small, the convolutions and the first dense layer, each with its factor."""
     return [*((conv.weight, l2_conv) for conv, _ in net.blocks()), (net.hidden.weight, l2_dense)]
@@ -126,9 +182,3 @@ def l2_terms(net: DeepShadowsNet, l2_conv: float, l2_dense: float) -> list[tuple
 def l2_penalty(net: DeepShadowsNet, l2_conv: float, l2_dense: float) -> Tensor:
     """Keras' kernel regularisation: the sum of factor * sum(w^2) over `l2_terms`, a scalar."""
     return torch.stack([factor * kernel.square().sum() for kernel, factor in l2_terms(net, l2_conv, l2_dense)]).sum()
-
-
-def parameter_count(net: DeepShadowsNet) -> int:
-    """Parameters as Keras counts them: with the running means and variances of the batch norms."""
-    learned = sum(parameter.numel() for parameter in net.parameters())
-    return learned + sum(buffer.numel() for buffer in net.buffers() if buffer.is_floating_point())

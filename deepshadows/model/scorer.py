@@ -103,10 +103,6 @@ class Scorer:
             domain_distance=self._domain.distance(outputs.summaries) if self._domain else unknown,
         )
 
-    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Logits alone of a batch of any size, float32 (N,); see `score`."""
-        return self.score(images).logits
-
 
 def load_scorer(
     url: str,

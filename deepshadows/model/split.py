@@ -1,12 +1,15 @@
-"""Which labelled rows are held out to validate: whole blocks of sky, or whole objects. numpy; no torch, no Ray."""
+"""Which labelled rows are held out to validate: whole blocks of sky, or whole objects. No torch, no Ray."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
+
+F64 = NDArray[np.float64]
 
 BLOCKS_WANTED = 64
 LARGEST_BLOCK_DEG = 1.0
@@ -51,6 +54,27 @@ def id_groups(object_ids: Iterable[object]) -> NDArray[np.int64]:
     """A number for each identifier, the same in every process; never that of a sky cell, which are not negative."""
     digests = (hashlib.blake2b(str(name).encode(), digest_size=8).digest() for name in object_ids)
     return -1 - np.array([int.from_bytes(digest) >> 2 for digest in digests], dtype=np.int64)
+
+
+def groups(
+    ra: F64, dec: F64, object_ids: pa.Array, by_place: Callable[[F64, F64], NDArray[np.int64]]
+) -> NDArray[np.int64]:
+    """Rows that must stay together share a number: by their place, and by their identifier where they have none.
+
+    Parameters
+    ----------
+    ra, dec : float64 (N,)
+        ICRS degrees, not finite where a row has no position.
+    object_ids : pa.Array (N,)
+    by_place : callable
+        `sky_blocks` or `same_position`.
+    """
+    numbers = np.empty(len(ra), np.int64)
+    placed = np.isfinite(ra) & np.isfinite(dec)
+    numbers[placed] = by_place(ra[placed], dec[placed])
+    if not placed.all():
+        numbers[~placed] = id_groups(object_ids.filter(pa.array(~placed)).to_pylist())
+    return numbers
 
 
 def hold_out(groups: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:

@@ -9,35 +9,6 @@ from deepshadows.model.metrics import RESAMPLES, Judged, Ranked, interval, ratio
 from deepshadows.outcomes import InputError
 
 
-def threshold_for_purity(rows: Judged, purity: float, prevalence: float | None = None) -> float:
-    """The threshold of highest completeness whose selection is at least this pure.
-
-    Parameters
-    ----------
-    purity : float
-        Wanted share of LSBGs in the selection.
-    prevalence : float, optional
-        Share of LSBGs in the survey that the rows stand for; without it, that of the rows themselves.
-
-    Raises
-    ------
-    InputError
-        No threshold is that pure, or no row has a score.
-    """
-    return _Choice(rows, purity=purity, prevalence=prevalence).threshold()
-
-
-def threshold_for_completeness(rows: Judged, completeness: float) -> float:
-    """The highest threshold whose selection holds at least this share of the LSBGs.
-
-    Raises
-    ------
-    InputError
-        Not even all scored rows hold that share, or no row has a score.
-    """
-    return _Choice(rows, completeness=completeness).threshold()
-
-
 def choose_threshold(
     rows: Judged,
     *,
@@ -55,7 +26,8 @@ def choose_threshold(
     Parameters
     ----------
     purity, completeness : float
-        What is wanted: one of them.
+        What is wanted, one of them: the threshold of highest completeness whose selection is at least this pure, or
+        the highest whose selection holds at least this share of the LSBGs.
     prevalence : float, optional
         Purity is that in a survey with this share of LSBGs, each class of the rows standing for its own.
 

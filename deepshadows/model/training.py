@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -17,12 +16,19 @@ from torch.nn.parallel import DistributedDataParallel
 from deepshadows.model.augmentation import observed_anew, turned
 from deepshadows.model.checkpoint import fill, weights_of
 from deepshadows.model.metrics import Judged, auc
-from deepshadows.model.network import DeepShadowsNet, l2_penalty, l2_terms, to_input
-from deepshadows.model.training_state import LOGITS, Epoch, State, epochs_without_gain, read_state, write_state
+from deepshadows.model.network import (
+    DeepShadowsNet,
+    crossentropy,
+    decided,
+    in_batches,
+    l2_penalty,
+    l2_terms,
+    to_input,
+)
+from deepshadows.model.training_state import Epoch, State, epochs_without_gain, read_state, write_state
 from deepshadows.outcomes import InputError
 from deepshadows.settings import Recipe
 
-VALIDATION_BATCH = 256
 NORM_ROWS = 1024
 """Training rows that `refresh_norms` measures on."""
 
@@ -91,18 +97,6 @@ def batches_of(epoch: int, train_rows: NDArray[np.intp], recipe: Recipe) -> list
             zip(np.array_split(order, count), np.array_split(turns, count), strict=True)
         )
     ]
-
-
-def crossentropy(logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
-    """Of one logit a row against 0 and 1, or of one a class."""
-    if logits.ndim == 1:
-        return F.binary_cross_entropy_with_logits(logits, labels.float(), reduction=reduction)
-    return F.cross_entropy(logits, labels.long(), reduction=reduction)
-
-
-def decided(logits: Tensor) -> Tensor:
-    """The likeliest class of each row, int64 (N,)."""
-    return (logits > 0).long() if logits.ndim == 1 else logits.argmax(dim=1)
 
 
 class Learner:
@@ -228,11 +222,11 @@ class Learner:
         labels = self.examples.labels[rows]
         scores, targets = torch.from_numpy(logits), torch.from_numpy(labels)
         validation_loss = float(crossentropy(scores, targets, "mean"))
-        if self.recipe.keep == "last" or not validation_loss >= self.kept_loss or not self.kept:
-            self.kept_epoch, self.kept_loss = epoch, validation_loss
+        if self.recipe.keep == "last" or not self.kept or validation_loss < self.kept_loss:
+            self.kept_epoch = epoch
+            self.kept_loss = math.inf if math.isnan(validation_loss) else validation_loss  # any loss is less than none
             best = self.recipe.keep == "best"
             self.kept = {name: tensor.clone() for name, tensor in weights_of(self.net).items()} if best else {}
-            self.kept[LOGITS] = scores
         two = self.examples.classes == 2
         return Epoch(
             epoch=epoch,
@@ -247,14 +241,7 @@ class Learner:
 
     def logits(self, rows: NDArray[np.intp]) -> NDArray[np.float32]:
         """Logits of rows of the examples in evaluation mode: shape (len(rows),), or (len(rows), 3) of three classes."""
-        self.net.eval()
-        parts = []
-        with torch.inference_mode():
-            for start in range(0, max(len(rows), 1), VALIDATION_BATCH):
-                images = torch.from_numpy(self.examples.images[rows[start : start + VALIDATION_BATCH]])
-                parts.append(self.net(to_input(images.to(self.place.device))).float().cpu())
-        logits: NDArray[np.float32] = torch.cat(parts).numpy()
-        return logits
+        return in_batches(self.net, self.examples.images, rows=rows)
 
     def save(self, folder: Path) -> None:
         """Write everything that `restore` needs: safetensors and JSON."""

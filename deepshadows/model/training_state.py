@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import safetensors.torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from deepshadows.model.checkpoint import fill
@@ -16,7 +15,6 @@ from deepshadows.model.network import DeepShadowsNet
 
 STATE_TENSORS = "state.safetensors"
 STATE_RECORD = "state.json"
-LOGITS = "validation_logits"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +51,10 @@ class State:
 
     def kept_network(self) -> DeepShadowsNet:
         """The network with the weights that the recipe keeps."""
-        weights = {name: tensor for name, tensor in self.tensors("kept").items() if name != LOGITS}
-        weights = weights or self.tensors("net")
+        weights = self.tensors("kept") or self.tensors("net")
         net = DeepShadowsNet(outputs=len(weights["output.bias"]))
         fill(net, weights, "training state")
         return net.eval()
-
-    def kept_logits(self) -> NDArray[np.float32]:
-        """Logits of the validation rows at the kept epoch."""
-        logits: NDArray[np.float32] = self.tensors("kept")[LOGITS].numpy()
-        return logits
 
 
 def write_state(folder: Path, state: State) -> None:

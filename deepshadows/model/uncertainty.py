@@ -8,11 +8,14 @@ Chosen by measurement: 5 networks trained anew on bootstrap samples of 800 simul
 well the error ranks wrong decisions (AUROC), the share of two further networks' p_lsbg within p +- err (0.68 wanted),
 and the cost in passes of the network:
 
-    this, 64 directions          0.826  0.68  1.1     (16 directions: 0.826, 0.71)
+    this, 64 directions          0.826  0.68  1.1
+    this, 16 directions          0.826  0.71
     p (1 - p)                    0.825  no scale of its own
     3 networks                   0.828  0.38  3
     8 turns and flips            0.816  0.34  8       (only where 0.02 < p < 0.98: 0.819, 0.28, 6.8)
     16 dropouts of the features  0.804  0.37  about 5
+
+`RANK`, 32, lies between the two that were measured.
 """
 
 from __future__ import annotations
@@ -24,20 +27,19 @@ import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch import Tensor
 
 from deepshadows import storage
-from deepshadows.model import domain, shipped
+from deepshadows.model import domain
 from deepshadows.model.card import UNCERTAINTY_NAME, Card
+from deepshadows.model.checkpoint import read_tensors
 from deepshadows.model.domain import SUMMARIES, Domain
-from deepshadows.model.network import HIDDEN, DeepShadowsNet, to_input
-from deepshadows.outcomes import InputError, NotFoundError
+from deepshadows.model.network import HIDDEN, DeepShadowsNet, in_batches
+from deepshadows.outcomes import InputError
 
 RANK = 32
 """Directions that are kept; what the others add on average goes into the floor."""
 FIT_ROWS = 4000
-_BATCH = 256
 _EVIDENCE_STEPS = 100
 
 
@@ -60,13 +62,6 @@ class Uncertainty:
     domain: Domain
 
 
-def hidden_of(net: DeepShadowsNet, x_NCHW: Tensor) -> Tensor:
-    """What the last layer of a network in evaluation mode takes, float (N, 1024)."""
-    for conv, norm in net.blocks():
-        x_NCHW = net.pool(norm(torch.relu(conv(x_NCHW))))
-    return torch.relu(net.hidden(x_NCHW.flatten(1)))
-
-
 def fit(net: DeepShadowsNet, card: Card, images: NDArray[np.uint8]) -> Uncertainty:
     """Fit uncertainty and domain to a trained network.
 
@@ -80,7 +75,7 @@ def fit(net: DeepShadowsNet, card: Card, images: NDArray[np.uint8]) -> Uncertain
         The training images, at least 2.
     """
     chosen = images[np.linspace(0, len(images) - 1, min(len(images), FIT_ROWS)).astype(np.intp)]
-    hidden = _hidden(net, chosen)
+    hidden = in_batches(net, chosen, net.hidden_layer).astype(np.float64)
     weight = net.output.weight.detach().double().cpu().numpy()[0]
     bias = float(net.output.bias.detach())
     p = card.probabilities((hidden @ weight + bias).astype(np.float32)).astype(np.float64)
@@ -90,12 +85,13 @@ def fit(net: DeepShadowsNet, card: Card, images: NDArray[np.uint8]) -> Uncertain
     centred = hidden - mean
     values, vectors = np.linalg.eigh(centred.T @ (centred * share[:, None]))
     values = np.clip(values, 0, None)
-    variances = 1 / (values + _prior_precision(values, card.calibration.slope * weight))
+    prior = _prior_precision(values, card.calibration.slope * weight)
+    variances = 1 / (values + prior)
     projected = centred @ vectors
     parts = variances * (projected**2).mean(axis=0)  # what each direction adds to the mean variance
     kept = np.sort(np.argsort(parts)[::-1][:RANK])
     factor = (vectors[:, kept] * np.sqrt(variances[kept])).T
-    floor = 1 / total + float(np.delete(parts, kept).sum())
+    floor = 1 / (total + prior) + float(np.delete(parts, kept).sum())
     half = factor.astype(np.float16).astype(np.float32)  # as it is stored
     return Uncertainty(
         factor=half,
@@ -103,17 +99,6 @@ def fit(net: DeepShadowsNet, card: Card, images: NDArray[np.uint8]) -> Uncertain
         floor=floor,
         domain=domain.fit(images),
     )
-
-
-def _hidden(net: DeepShadowsNet, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-    net.eval()
-    device = net.output.weight.device
-    with torch.inference_mode():
-        parts = [
-            hidden_of(net, to_input(torch.from_numpy(images[start : start + _BATCH]).to(device))).double().cpu()
-            for start in range(0, len(images), _BATCH)
-        ]
-    return np.asarray(torch.cat(parts).numpy())
 
 
 def _prior_precision(values: NDArray[np.float64], weight: NDArray[np.float64]) -> float:
@@ -148,24 +133,7 @@ def read(url: str, card: Card) -> Uncertainty | None:
     """
     if not card.uncertainty_sha256:
         return None
-    address = storage.join(shipped.folder(url), UNCERTAINTY_NAME)
-    try:
-        data = storage.read(address)
-    except NotFoundError as error:
-        raise InputError(
-            f"{url}: the card states an uncertainty but {UNCERTAINTY_NAME} is missing; copy it too"
-        ) from error
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != card.uncertainty_sha256:
-        raise InputError(
-            f"{address}: sha256 {digest[:12]} is not that of the card ({card.uncertainty_sha256[:12]}); the file is "
-            "damaged or belongs to another card; copy the checkpoint again"
-        )
-    try:
-        tensors = safetensors.torch.load(data)
-    except (SafetensorError, ValueError) as error:
-        raise InputError(f"{address}: not a safetensors file: {error}") from error
-    return _from_tensors(tensors, address)
+    return _from_tensors(*read_tensors(url, UNCERTAINTY_NAME, card.uncertainty_sha256))
 
 
 def _from_tensors(tensors: dict[str, Tensor], source: str) -> Uncertainty:

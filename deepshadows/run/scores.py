@@ -48,19 +48,18 @@ def score_table(
     *,
     unit: str,
     run: str,
-    p_lsbg_err: NDArray[np.float32] | None = None,
+    p_lsbg_err: NDArray[np.float32],
 ) -> pa.Table:
     """Rows of one unit; score columns are null where a fatal flag is set, positions and errors where they are NaN."""
     fatal = is_fatal(flags)
     count = len(flags)
-    errors = np.full(count, np.nan, np.float32) if p_lsbg_err is None else p_lsbg_err
     columns = [
         object_id,
         pa.array(ra, mask=np.isnan(ra)),
         pa.array(dec, mask=np.isnan(dec)),
         pa.array(logit, mask=fatal),
         pa.array(p_lsbg, mask=fatal),
-        pa.array(errors, mask=fatal | np.isnan(errors)),
+        pa.array(p_lsbg_err, mask=fatal | np.isnan(p_lsbg_err)),
         pa.array(flags),
         pa.array([unit] * count, pa.string()),
         pa.array([run] * count, pa.string()),

@@ -124,14 +124,3 @@ def write_plan(run: str, name: str, units: list[Unit]) -> None:
         sink = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, schema=UNIT_SCHEMA), sink, compression="zstd")
         storage.write(storage.join(run, "units", f"{name}-{number:05d}.parquet"), sink.getvalue())
-
-
-def read_plan(run: str, name: str) -> list[Unit]:
-    """The plan that was written as NAME."""
-    units: list[Unit] = []
-    for entry in storage.list_objects(storage.join(run, "units"), (".parquet",)):
-        if not storage.name_of(entry.url).startswith(name):
-            continue
-        table = pq.read_table(io.BytesIO(storage.read(entry.url)), schema=UNIT_SCHEMA)
-        units.extend(Unit(**row) for row in table.to_pylist())
-    return units

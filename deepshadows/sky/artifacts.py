@@ -46,6 +46,8 @@ def draw_star_halo(canvas: Canvas, item: SkyObject) -> None:
     if rng.random() < 0.3:  # a streak in one band only, as coadds of few exposures keep
         streak = _ray(window, float(rng.uniform(80, 100)), canvas.pix(0.5), canvas.pix(25))
         canvas.add_shape(window, streak * 0.02, 0.15 * light * np.eye(4)[int(rng.choice([0, 3, 3]))])
+    for _ in range(int(rng.poisson(4.0))):
+        _draw_plume(canvas, item, rng, far_arcsec=float(rng.uniform(6, 26)), colour=light / light.mean() * tint**0.5)
     _draw_bleed(canvas, window, item, light, rng)
 
 
@@ -100,7 +102,7 @@ def full_well(canvas: Canvas) -> F64:
 
 
 def draw_big_galaxy(canvas: Canvas, item: SkyObject) -> None:
-    """A de Vaucouleurs galaxy with shells and tidal plumes at 1.5 to 5 half-light radii."""
+    """A de Vaucouleurs galaxy with shells and tidal plumes at 1.2 to 3.5 half-light radii."""
     rng = np.random.default_rng(item.seed)
     window = canvas.window(item.x, item.y, min(7 * canvas.pix(item.r_eff_arcsec), 500))
     light = counts(canvas, item)
@@ -109,17 +111,17 @@ def draw_big_galaxy(canvas: Canvas, item: SkyObject) -> None:
     norm = 2 * np.pi * 4 * r_eff**2 * np.exp(7.669) * 7.669**-8 * gamma(8)
     canvas.add_shape(window, np.exp(-7.669 * ((radius / r_eff) ** 0.25 - 1)) / norm, light)
     colour = light / light[0]
-    for _ in range(int(rng.integers(1, 6))):
-        far = item.r_eff_arcsec * float(rng.uniform(1.5, 5.0))
+    for _ in range(int(rng.integers(2, 6))):
+        far = item.r_eff_arcsec * float(rng.uniform(1.2, 3.5))
         _draw_plume(canvas, item, rng, far_arcsec=far, colour=colour)
 
 
 def _draw_plume(canvas: Canvas, item: SkyObject, rng: np.random.Generator, *, far_arcsec: float, colour: F64) -> None:
-    """Diffuse light bent around a galaxy, peak surface brightness g 24.6 to 26.6."""
+    """Diffuse light bent around a galaxy or star, peak surface brightness 24.2 to 26.2 mag/arcsec2 (colour 1)."""
     where = float(rng.uniform(0, 2 * np.pi))
     far = canvas.pix(far_arcsec)
-    sigma_across = canvas.pix(float(rng.uniform(1.0, 3.0)))
-    sigma_along = sigma_across * float(rng.uniform(1.2, 4.0))
+    sigma_across = canvas.pix(float(rng.uniform(1.5, 3.5)))
+    sigma_along = sigma_across * float(rng.uniform(1.0, 2.5))
     x, y = item.x + far * np.cos(where), item.y + far * np.sin(where)
     window = canvas.window(x, y, 3 * sigma_along)
     if window.empty:
@@ -129,7 +131,7 @@ def _draw_plume(canvas: Canvas, item: SkyObject, rng: np.random.Generator, *, fa
     turned = np.arctan2(from_galaxy_y, from_galaxy_x) - where
     along = far * np.arctan2(np.sin(turned), np.cos(turned))
     shape = np.exp(-0.5 * ((outward / sigma_across) ** 2 + (along / sigma_along) ** 2))
-    peak_mag = float(rng.uniform(24.6, 26.6))
+    peak_mag = float(rng.uniform(24.2, 26.2))
     peak = canvas.survey.counts(np.array(peak_mag)) * canvas.survey.pixel_scale_arcsec**2
     canvas.add_shape(window, shape, colour * float(peak))
 
@@ -193,7 +195,7 @@ def draw_irregular(canvas: Canvas, item: SkyObject) -> None:
     """A blue galaxy with a sixth to a half of its light in knots."""
     rng = np.random.default_rng(item.seed)
     light = counts(canvas, item)
-    share = float(rng.uniform(0.15, 0.5))
+    share = float(rng.uniform(0.25, 0.6))
     parts = [(sersic(item), (1 - share) * light)]
     parts += knots(rng, item, share * light, count=int(rng.integers(5, 14)), spread=0.7, blueness=1.0)
     canvas.add_profile(parts, item.x, item.y, half_size(canvas, item))
@@ -203,7 +205,7 @@ def draw_blend(canvas: Canvas, item: SkyObject) -> None:
     """Two to five compact galaxies, each with its own colour, in a common envelope of up to half the light."""
     rng = np.random.default_rng(item.seed)
     count = int(rng.integers(2, 6))
-    light, envelope = counts(canvas, item), float(rng.uniform(0.05, 0.5))
+    light, envelope = counts(canvas, item), float(rng.uniform(0.2, 0.6))
     canvas.add_profile([(sersic(item), envelope * light)], item.x, item.y, half_size(canvas, item))
     r_eff = canvas.pix(item.r_eff_arcsec)
     along, across = rng.normal(0, 0.6 * r_eff, (2, count)) * [[1.0], [1 - item.ellipticity]]

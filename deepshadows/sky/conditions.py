@@ -1,8 +1,8 @@
 """How well a simulated tile was observed: its seeing, its depth, how its noise looks. Imports no Ray, no files.
 
-Measured on DES DR1 and Legacy DR9 tiles and on DES cut-outs of both: sigma per pixel varies between 0.6 and 1.1 of the
-survey's nominal figure; neighbouring pixels of a coadd are correlated, 2x2 means keep 0.55 to 0.63 of the sigma of a
-pixel instead of 0.5.
+Measured on tiles and cut-outs of DES DR1 and Legacy DR5 to DR9. Sigma per pixel is 0.6 to 1.1 of the survey's nominal
+figure on the tiles, 0.4 to 0.6 on the cut-outs. Neighbouring pixels of a coadd are correlated: 2x2 means keep 0.55 to
+0.63 of the sigma of a pixel instead of 0.5. Blank sky lies up to a tenth of a sigma off zero.
 """
 
 from __future__ import annotations
@@ -17,9 +17,15 @@ from deepshadows.sky.surveys import Survey
 
 F64 = NDArray[np.float64]
 
-DEPTH = (0.80, 0.22)
-"""Median and scatter (natural logarithm) of a tile's sigma over the nominal one."""
-BAND_SCATTER = 0.10
+DEPTH = (0.85, 0.85, 0.80, 0.65)
+"""Median of a tile's sigma on large scales over the nominal one, g, r, i, z; with the median grain 0.64 of that remains
+per pixel."""
+DEPTH_SCATTER = 0.25
+"""Natural logarithm, as all scatters here."""
+BAND_SCATTER = 0.12
+GRAIN = (0.05, 0.16)
+LEVEL = (-0.02, 0.05)
+"""Mean and scatter of what the background estimate leaves of blank sky, in sigmas: it takes faint halos for sky."""
 SEEING_SCATTER = 0.07
 STEP_CHANCE = 0.25
 """Of a band that a chip's edge crosses the tile with another sky level on its far side."""
@@ -37,21 +43,26 @@ class Conditions:
         Noise of blank sky, as that of white noise of the same power on large scales.
     grain : float
         Weight that each pixel's noise gives to either neighbour, 0 (white) to 0.2.
+    level_counts : float64 (B,)
+        Of blank sky after the background was taken away.
     """
 
     fwhm_pix: F64
     sigma_counts: F64
     grain: float
+    level_counts: F64
 
 
 def draw_conditions(rng: np.random.Generator, survey: Survey) -> Conditions:
     """Seeing, depth and grain of one tile."""
     bands = len(survey.bands)
-    depth = DEPTH[0] * rng.lognormal(0, DEPTH[1]) * rng.lognormal(0, BAND_SCATTER, bands)
+    depth = np.array(DEPTH) * rng.lognormal(0, DEPTH_SCATTER) * rng.lognormal(0, BAND_SCATTER, bands)
+    sigma_counts = survey.sky_sigma_counts() * depth
     return Conditions(
         fwhm_pix=survey.fwhm_pix() * rng.lognormal(0, SEEING_SCATTER, bands),
-        sigma_counts=survey.sky_sigma_counts() * depth,
-        grain=float(rng.uniform(0.04, 0.18)),
+        sigma_counts=sigma_counts,
+        grain=float(rng.uniform(*GRAIN)),
+        level_counts=sigma_counts * rng.normal(*LEVEL, bands),
     )
 
 

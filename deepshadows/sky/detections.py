@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,7 @@ TABLE_SUFFIXES = (".parquet", ".fits", ".fits.gz", ".csv")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Detections:
+class Positions:
     """Identifiers and positions, in the order of the input.
 
     Attributes
@@ -32,17 +33,27 @@ class Detections:
         int64 or string.
     ra, dec : float64 (N,)
         ICRS degrees; NaN where the input had none.
-    flags : int32 (N,)
-        BAD_POSITION where a position is impossible or missing: without one nothing can be cut.
     """
 
     object_id: pa.Array
     ra: NDArray[np.float64]
     dec: NDArray[np.float64]
-    flags: NDArray[np.int32]
 
     def __len__(self) -> int:
         return len(self.ra)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detections(Positions):
+    """What is to be cut and scored.
+
+    Attributes
+    ----------
+    flags : int32 (N,)
+        BAD_POSITION where a position is impossible or missing: without one nothing can be cut.
+    """
+
+    flags: NDArray[np.int32]
 
 
 def read_table(url: str, id_column: str = "object_id") -> pa.Table:
@@ -93,6 +104,15 @@ def _read_fits(url: str) -> pa.Table:
     return pa.Table.from_pandas(table.to_pandas(), preserve_index=False)
 
 
+def check_columns(table: pa.Table, url: str, wanted: Sequence[str]) -> None:
+    """An `InputError` where a table lacks one of its columns of identifiers and positions."""
+    if lacking := [name for name in wanted if name not in table.column_names]:
+        raise InputError(
+            f"{url}: no column {', '.join(lacking)}; it has {', '.join(table.column_names[:20])}; "
+            "name them with --id-column, --ra-column, --dec-column"
+        )
+
+
 def read_detections(url: str, columns: Columns) -> Detections:
     """Read and check a detection table.
 
@@ -102,13 +122,7 @@ def read_detections(url: str, columns: Columns) -> Detections:
         A column is missing, ra or dec are not float64, identifiers are null or not integers or strings.
     """
     table = read_table(url, columns.id_column)
-    wanted = (columns.id_column, columns.ra_column, columns.dec_column)
-    missing = [name for name in wanted if name not in table.column_names]
-    if missing:
-        raise InputError(
-            f"{url}: no column {', '.join(missing)}; it has {', '.join(table.column_names[:20])}; "
-            "name them with --id-column, --ra-column, --dec-column"
-        )
+    check_columns(table, url, (columns.id_column, columns.ra_column, columns.dec_column))
     ra, dec, flags = positions(table, url, columns.ra_column, columns.dec_column)
     flags = np.where(flags != 0, Flag.BAD_POSITION.bit, 0).astype(np.int32)
     return Detections(object_id=object_ids(table[columns.id_column], url), ra=ra, dec=dec, flags=flags)

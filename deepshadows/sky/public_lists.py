@@ -129,8 +129,6 @@ def blob_id(data: bytes) -> str:
 def manifest(lists: Sequence[PublicList] = PUBLIC_LISTS) -> dict[str, Any]:
     """All of it, as `Datasets/manifest.json` holds it."""
     files = [{**asdict(entry), "url": f"{URL}/{entry.name}", "licence": LICENCE} for entry in lists]
-    for file in files:
-        file["column_names"] = None if file["column_names"] is None else list(file["column_names"])
     return {"repository": f"https://github.com/{REPOSITORY}", "commit": COMMIT, "licence": LICENCE, "files": files}
 
 

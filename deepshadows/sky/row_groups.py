@@ -22,9 +22,7 @@ def row_groups(file: pq.ParquetFile, first_row: int, rows: int, columns: list[st
         yield file.read_row_group(number, columns).slice(low, high - low)
 
 
-def streamed_row_groups(
-    url: str, file: pq.ParquetFile, first_row: int, rows: int, etag: str = ""
-) -> Iterator[pa.Table]:
+def streamed_row_groups(url: str, file: pq.ParquetFile, first_row: int, rows: int, etag: str) -> Iterator[pa.Table]:
     """The same, all columns, through one request for the bytes of all wanted row groups; see `storage.ByteStream`.
 
     Row groups that do not lie in the file in their order are asked for one by one.
@@ -52,9 +50,9 @@ def streamed_row_groups(
 
 def read_rows(file: pq.ParquetFile, first_row: int, rows: int, columns: list[str] | None = None) -> pa.Table:
     """The wanted rows as one table."""
-    names = columns or file.schema_arrow.names
-    empty = pa.schema([file.schema_arrow.field(name) for name in names]).empty_table()
-    return pa.concat_tables([empty, *row_groups(file, first_row, rows, columns)])
+    wanted = list(_wanted(file.metadata, first_row, rows))
+    table = file.read_row_groups([number for number, _, _ in wanted], columns)
+    return table.slice(wanted[0][1] if wanted else 0, sum(high - low for _, low, high in wanted))
 
 
 def _wanted(metadata: pq.FileMetaData, first_row: int, rows: int) -> Iterator[tuple[int, int, int]]:
@@ -104,8 +102,9 @@ class _Window(io.RawIOBase):
     def tell(self) -> int:
         return self._position
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int | None = -1) -> bytes:
         low = self._position - self._start
-        data = self._bytes[low : low + size] if low >= 0 else self._bytes[:0]
+        high = len(self._bytes) if size is None or size < 0 else low + size
+        data = self._bytes[low:high] if low >= 0 else self._bytes[:0]
         self._position += len(data)
         return bytes(data)

@@ -166,8 +166,8 @@ def render(
         if not rendering.is_compact(item):
             _DRAW[item.kind](canvas, item)
     add_sky(canvas.flux, conditions, rng)
-    for light in canvas.flux:
-        light -= sep.Background(light, bw=BACKGROUND_MESH_PIX, bh=BACKGROUND_MESH_PIX).back()
+    for light, level in zip(canvas.flux, conditions.level_counts, strict=True):
+        light += np.float32(level) - sep.Background(light, bw=BACKGROUND_MESH_PIX, bh=BACKGROUND_MESH_PIX).back()
     wells = artifacts.full_well(canvas)
     return canvas.flux, saturate(canvas, objects, wells), wells
 

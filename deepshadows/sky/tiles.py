@@ -120,7 +120,7 @@ def open_fits(source: Any, where: str, **options: Any) -> fits.HDUList:
         raise InputError(f"{where}: not a FITS file: {error}") from error
 
 
-def read_tile(files: TileFiles, bands: Sequence[str], *, check_etag: bool = True) -> Tile:
+def read_tile(files: TileFiles, bands: Sequence[str]) -> Tile:
     """Read the bands of one tile.
 
     Parameters
@@ -129,13 +129,12 @@ def read_tile(files: TileFiles, bands: Sequence[str], *, check_etag: bool = True
         The tile, from the index.
     bands : sequence of str
         Bands to read, in the order of the result's first axis.
-    check_etag : bool
-        Refuse an object that changed since the index was made.
 
     Raises
     ------
     InputError
-        A band is missing, truncated, changed, or differs from the first in shape or WCS; both are named.
+        A band is missing, truncated, changed since the index was made, or differs from the first in shape or WCS; both
+        are named.
     """
     missing = [band for band in bands if band not in files.bands]
     if missing:
@@ -148,7 +147,7 @@ def read_tile(files: TileFiles, bands: Sequence[str], *, check_etag: bool = True
     for band in bands:
         source = files.bands[band]
         if source.url not in opened:
-            opened[source.url] = _open_object(source, check_etag)
+            opened[source.url] = _open_object(source)
         planes.append(_read_band(opened[source.url], source))
     wcs = celestial_wcs(fits.Header.fromstring(first.wcs_header), first.url)
     flux, valid, saturated = (np.stack(arrays) for arrays in zip(*planes, strict=True))
@@ -187,8 +186,8 @@ class _Opened:
     rounded: frozenset[int]
 
 
-def _open_object(source: BandSource, check_etag: bool) -> _Opened:
-    if check_etag and storage.stat(source.url).etag != source.etag:
+def _open_object(source: BandSource) -> _Opened:
+    if storage.stat(source.url).etag != source.etag:
         raise InputError(f"{source.url}: changed since the run was planned")
     data = storage.read(source.url)
     return _Opened(open_fits(io.BytesIO(data), source.url), _rounded(data, source.url))

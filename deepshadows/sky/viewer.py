@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from urllib.parse import quote
 
 import numpy as np
 from astropy.io import fits
@@ -22,13 +23,11 @@ from PIL import Image
 
 from deepshadows.outcomes import InputError, UsageError
 from deepshadows.settings import Fetch
-from deepshadows.sky.cutouts import SCALE_TOLERANCE, Geometry
+from deepshadows.sky.cutouts import Geometry, same_scale
 from deepshadows.sky.stretch import DES, HSC
 from deepshadows.sky.tiles import Tile, celestial_wcs, open_fits, pixel_scale_arcsec
 
 URL = "https://www.legacysurvey.org/viewer"
-LARGEST_PIX = 3000
-"""The viewer cuts greater sizes down to this without a word."""
 BLANK_SHARE = 0.5
 """An image of which this share was never observed is no image of the object."""
 
@@ -118,7 +117,7 @@ class Request:
         if lacking:
             return f"band {', '.join(sorted(lacking))} was not asked for"
         native = self.geometry.stretch.pixel_scale_arcsec
-        if abs(self.pixel_scale_arcsec / native - 1) > SCALE_TOLERANCE:
+        if not same_scale(self.pixel_scale_arcsec, native):
             return f'the viewer gives flux per native pixel of {native:g}", at every scale: ask for that scale'
         return None
 
@@ -165,17 +164,12 @@ def safe_name(object_id: int | str) -> str:
     """
     text = str(object_id)
     raw = text.encode("utf-8", errors="surrogatepass")
-    name = "".join(chr(byte) if _stays(byte, place) else f"={byte:02X}" for place, byte in enumerate(raw))
+    name = quote(raw, safe="+").replace("~", "%7E").replace("%", "=")
+    if name.startswith((".", "_")):
+        name = f"={ord(name[0]):02X}{name[1:]}"
     if len(name) > _LONGEST_NAME:
         name = f"{name[: _LONGEST_NAME - 33]}~{hashlib.sha256(raw).hexdigest()[:32]}"
     return name or "="
-
-
-def _stays(byte: int, place: int) -> bool:
-    letter = chr(byte)
-    if letter in "._":
-        return place > 0
-    return byte < 128 and (letter.isalnum() or letter in "+-")
 
 
 def inspect(body: bytes, content_type: str, request: Request, ra: float, dec: float) -> float:
@@ -270,8 +264,6 @@ def decode_fits(body: bytes, request: Request, ra: float, dec: float) -> Tile:
     """
     bands = request.bands or ""
     data, header = _first_image(body)
-    if data is None:
-        raise BlankError("blank: the layer does not reach there")
     data = data[None] if data.ndim == 2 else data
     stated = str(header.get("BANDS", "")).strip()
     if stated != bands:
@@ -280,7 +272,7 @@ def decode_fits(body: bytes, request: Request, ra: float, dec: float) -> Tile:
         raise InputError(f"the image is {data.shape}; {(len(bands), request.size, request.size)} was asked for")
     wcs = celestial_wcs(header, "the answer")
     scale = pixel_scale_arcsec(wcs)
-    if abs(scale / request.pixel_scale_arcsec - 1) > SCALE_TOLERANCE:
+    if not same_scale(scale, request.pixel_scale_arcsec):
         raise InputError(f'the image has {scale:.4f}"/px; {request.pixel_scale_arcsec:.4f}"/px was asked for')
     x, y = wcs.all_world2pix(ra, dec, 0, quiet=True)
     away = max(abs(float(x) - (request.size - 1) / 2), abs(float(y) - (request.size - 1) / 2))
@@ -298,16 +290,15 @@ def decode_fits(body: bytes, request: Request, ra: float, dec: float) -> Tile:
     )
 
 
-def _first_image(body: bytes) -> tuple[NDArray[np.floating] | None, fits.Header]:
-    """Pixels and header of the first HDU that holds an image; no pixels where none does."""
+def _first_image(body: bytes) -> tuple[NDArray[np.float64], fits.Header]:
+    """Pixels and header of the first HDU that holds an image; a `BlankError` where none does."""
     with open_fits(io.BytesIO(body), "the answer") as hdus:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                header = hdus[0].header
                 for hdu in hdus:
                     if hdu.is_image and hdu.header.get("NAXIS", 0) in (2, 3):
                         return np.asarray(hdu.data, dtype=np.float64), hdu.header
-        except (OSError, ValueError, TypeError, IndexError, fits.VerifyError) as error:
+        except Exception as error:  # astropy and its decompressors raise many types on damaged data
             raise InputError(f"the answer is a damaged FITS file: {error}") from error
-    return None, header
+    raise BlankError("blank: the layer does not reach there")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import time
@@ -12,7 +11,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import ray.data
 
@@ -193,9 +191,7 @@ def _write_rejects(target: str, planned: Planned, receipts: dict[str, Receipt]) 
         else:
             continue
         parts.append(pa.table(columns, schema=schema))
-    sink = io.BytesIO()
-    pq.write_table(pa.concat_tables(parts), sink, compression="zstd")
-    storage.write(storage.join(target, "rejects.parquet"), sink.getvalue())
+    storage.write_table(storage.join(target, "rejects.parquet"), pa.concat_tables(parts))
 
 
 def _manifest(target: str, planned: Planned, receipts: dict[str, Receipt], driver: str, seconds: float) -> Manifest:

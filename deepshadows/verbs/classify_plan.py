@@ -20,7 +20,7 @@ from deepshadows.run import record as run_record
 from deepshadows.run.units import Unit, UnitKind, fingerprint, make_unit, shard_units, write_plan
 from deepshadows.schema import DEC, RA, Flag, id_field
 from deepshadows.settings import Classify
-from deepshadows.sky.cutouts import METHOD, Geometry
+from deepshadows.sky.cutouts import METHOD, Geometry, same_scale
 from deepshadows.sky.detections import Detections, read_detections
 from deepshadows.sky.row_groups import read_rows
 from deepshadows.sky.shards import list_shards, object_ids, open_shard, shard_geometry
@@ -125,8 +125,7 @@ def _check_fits(
             f"{url}: stretch {stretch}, bands {','.join(bands)}; the network takes {card.stretch}, "
             f"{','.join(card.bands)}; make the cut-outs again with `deepshadows cutouts`"
         )
-    wanted = settings.fov_arcsec or card.fov_arcsec
-    if abs(fov_arcsec / wanted - 1) > 0.01:
+    if not same_scale(fov_arcsec, settings.fov_arcsec or card.fov_arcsec):
         raise UsageError(
             f"{url}: field of {fov_arcsec} arcsec; the network takes {card.fov_arcsec} arcsec; make the cut-outs "
             "again, or state the other field with --fov-arcsec, which is recorded"

@@ -15,7 +15,6 @@ from deepshadows.sky.tile_index import scan_tiles
 from deepshadows.sky.tiles import TileFiles, read_tile
 from deepshadows.verbs.progress import track
 from deepshadows.verbs.ray_session import ray_session
-from deepshadows.verbs.simulate import write_table
 from deepshadows.verbs.tasks import in_order
 
 
@@ -52,7 +51,7 @@ def run(wanted: settings.Detect) -> Summary:
             (failed if result.table is None else good).append(result)
     tables = [result.table for result in good if result.table is not None]
     table = pa.concat_tables([extraction.DETECTION_SCHEMA.empty_table(), *tables])
-    write_table(output, table)
+    storage.write_table(output, table)
     return _summary(output, good, failed, table.num_rows)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +11,7 @@ import ray
 from ray.train.v2.api.callback import UserCallback
 
 from deepshadows.model.training_state import Epoch
+from deepshadows.verbs.progress import say
 
 POLL_S = 0.5
 
@@ -73,8 +73,3 @@ def _line(epoch: Epoch, epochs: int) -> str:
         f"{epoch.validation_loss:.4f}, accuracy {epoch.validation_accuracy:.4f}, AUC {auc}; "
         f"{epoch.images_per_s:.0f} images/s"
     )
-
-
-def say(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()

@@ -17,7 +17,7 @@ from deepshadows import schema, storage
 from deepshadows.catalog.collection import read_current
 from deepshadows.model import shipped
 from deepshadows.model.calibration import at_prevalence
-from deepshadows.model.metrics import Judged, auc, judge
+from deepshadows.model.metrics import MEASURES, Judged, auc, judge
 from deepshadows.model.scorer import Scorer, Scores, load_scorer
 from deepshadows.model.thresholds import choose_threshold
 from deepshadows.outcomes import InputError, Summary
@@ -29,7 +29,6 @@ from deepshadows.verbs.classify_plan import card_geometry
 from deepshadows.verbs.training_set import labels_of
 
 DEFAULT_THRESHOLD = 0.5
-MEASURES = ("accuracy", "completeness", "purity", "auc", "ece")
 AT_PREVALENCE = ("purity_at_prevalence", "accuracy_at_prevalence")
 
 
@@ -54,7 +53,8 @@ def run(settings: Evaluate) -> Summary:
 
     Rows without a score (fatal flags, LSBGs that were never detected) are not selected: such an LSBG is lost for the
     completeness; AUC and calibration error are those of the scored rows. With a prevalence, probabilities are
-    corrected to it before the threshold is applied, and purity, accuracy and calibration error are told for a survey
+    corrected to it before the card's threshold is applied; one that is given is a threshold on p_lsbg as it is stored,
+    with or without a prevalence. Purity, accuracy and calibration error are told for a survey
     of that share of LSBGs as well, whatever the share of the labelled rows.
 
     Raises
@@ -71,13 +71,13 @@ def run(settings: Evaluate) -> Summary:
             labels=rows.labels,
         )
     chosen = _chosen(settings, rows)
-    threshold = settings.threshold if settings.threshold is not None else subject.threshold
+    threshold = _given(settings, subject, rows)
     if (reached := chosen.get("threshold")) is not None:
         threshold = reached
     figures = {
         **judge(rows, threshold, prevalence=settings.prevalence, calibrated_at=subject.prevalence),
         **chosen,
-        **_on_p_lsbg(settings, subject, {"threshold": threshold, **chosen}),
+        **_on_p_lsbg(settings, subject, rows, {"threshold": threshold, **chosen}),
     }
     doubts = _doubts(subject, threshold, rows)
     counts = ", ".join(f"{figures[name]} {name.upper()}" for name in ("tp", "fp", "fn", "tn"))
@@ -97,16 +97,41 @@ def run(settings: Evaluate) -> Summary:
     )
 
 
-def _on_p_lsbg(settings: Evaluate, subject: _Subject, found: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Thresholds on corrected probabilities under names of their own, `threshold` as one on p_lsbg as it is stored."""
+def _given(settings: Evaluate, subject: _Subject, rows: Judged) -> float:
+    """The threshold on the probabilities that are judged: --threshold is one on p_lsbg as it is stored.
+
+    One that is the p_lsbg of a row becomes what the correction made of that row, to the last bit.
+    """
+    if settings.threshold is None:
+        return subject.threshold
+    if settings.prevalence is None:
+        return settings.threshold
+    corrected = rows.probabilities[subject.rows.probabilities == settings.threshold]
+    if not len(corrected):
+        corrected = at_prevalence(np.array([settings.threshold]), settings.prevalence, subject.prevalence)
+    return float(corrected.min())
+
+
+def _on_p_lsbg(
+    settings: Evaluate, subject: _Subject, rows: Judged, found: Mapping[str, float | None]
+) -> dict[str, float | None]:
+    """Thresholds on corrected probabilities under names of their own, `threshold` as one on p_lsbg as it is stored.
+
+    One that is the probability of a row is told as that row has it stored: the way back through the odds may end a
+    rounding error higher, and lose the row.
+    """
     if settings.prevalence is None:
         return {}
     told: dict[str, float | None] = {}
     for end in ("", "_lo", "_hi"):
         if (corrected := found.get(f"threshold{end}")) is not None:
-            stored = at_prevalence(np.array([corrected]), subject.prevalence, settings.prevalence)
+            stored = subject.rows.probabilities[rows.probabilities == corrected]
+            if not len(stored):
+                stored = at_prevalence(np.array([corrected]), subject.prevalence, settings.prevalence)
             told[f"threshold_at_prevalence{end}"] = corrected
-            told[f"threshold{end}"] = float(stored[0])
+            told[f"threshold{end}"] = float(stored.min())
+    if settings.threshold is not None:
+        told["threshold"] = settings.threshold
     return told
 
 

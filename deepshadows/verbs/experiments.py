@@ -14,17 +14,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from deepshadows import __version__, settings, storage
+from deepshadows import settings, storage
 from deepshadows.outcomes import AbsentError, Summary, UsageError
+from deepshadows.run.record import software_versions
 from deepshadows.sky.shards import list_shards
 from deepshadows.verbs import simulate
-from deepshadows.verbs.epoch_lines import say
 from deepshadows.verbs.paper import binary, explanations, label_noise, real_features, report, three_classes, transfer
 from deepshadows.verbs.paper.findings import Section
 from deepshadows.verbs.paper.samples import Sample, read_sample
 from deepshadows.verbs.paper.scale import SCALES, Scale
 from deepshadows.verbs.paper.study import Study
 from deepshadows.verbs.paper.trainings import Trainer, Workplace
+from deepshadows.verbs.progress import say
 from deepshadows.verbs.ray_session import ray_session
 from deepshadows.verbs.simulate_cutouts import FEATURES
 
@@ -40,7 +41,6 @@ EXPERIMENTS: Mapping[str, Callable[[Study], Section]] = {
 SECOND_FOV_ARCSEC = 21.5
 """Field of the paper's HSC cut-outs (DOMAIN, section 2)."""
 REPORT, NUMBERS = "report.html", "experiments.json"
-_VERSIONS = ("torch", "numpy", "scikit-learn", "ray")
 
 
 def run(wanted: settings.Experiments) -> Summary:
@@ -49,20 +49,24 @@ def run(wanted: settings.Experiments) -> Summary:
     Raises
     ------
     UsageError
-        real_features is asked for by name, and there is no table of features.
+        real_features is asked for by name, and there is no table of features; or the folder holds the report of
+        another sample, scale, split or seed.
     InputError
         A sample cannot be used.
     """
-    if "real_features" in wanted.names and wanted.features is None:
-        raise UsageError("experiments real_features: give the table with --features CSV")
     return repeat(wanted, SCALES[wanted.scale])
 
 
 def repeat(wanted: settings.Experiments, scale: Scale) -> Summary:
     """The same at any scale."""
     started = time.monotonic()
-    _check_inputs(wanted)
     output = storage.normalise(wanted.output)
+    there = _report_in(output)
+    if there is not None:
+        wanted = _continued(wanted, scale, there)
+    if "real_features" in wanted.names and wanted.features is None:
+        raise UsageError("experiments real_features: give the table with --features CSV")
+    _check_inputs(wanted)
     study = Study(
         scale=scale,
         split=wanted.split,
@@ -73,7 +77,7 @@ def repeat(wanted: settings.Experiments, scale: Scale) -> Summary:
         read=lambda survey: _sample(wanted, scale, output, survey),
         features=wanted.features,
     )
-    names = _names(wanted, scale, output)
+    names = _names(wanted, there)
     sections, seconds = [], {}
     with ray_session(wanted.address):
         for name in names:
@@ -86,25 +90,46 @@ def repeat(wanted: settings.Experiments, scale: Scale) -> Summary:
     return _summary(output, sections, time.monotonic() - started)
 
 
-def _names(wanted: settings.Experiments, scale: Scale, output: str) -> list[str]:
-    """What is wanted and what the report holds already: its trainings are kept, so it is soon written whole again.
+def _report_in(output: str) -> dict[str, Any] | None:
+    """The numbers of the report that the folder holds, None where it holds none."""
+    url = storage.join(output, NUMBERS)
+    if not storage.exists(url):
+        return None
+    record: dict[str, Any] = json.loads(storage.read(url))
+    return record
+
+
+def _continued(wanted: settings.Experiments, scale: Scale, there: Mapping[str, Any]) -> settings.Experiments:
+    """The settings for a report that is there already; its table of features is taken over where none is given.
 
     Raises
     ------
     UsageError
-        The folder holds a report of another scale, split or seed.
+        It is a report of another scale, split, seed, sample or table of features.
     """
-    wanted_names = set(wanted.names or EXPERIMENTS)
-    url = storage.join(output, NUMBERS)
-    if storage.exists(url):
-        record = json.loads(storage.read(url))
-        for name, value in {"scale": scale.name, "split": wanted.split, "seed": wanted.seed}.items():
-            if record[name] != value:
-                raise UsageError(
-                    f"{output}: holds a report of {name} {record[name]}, not {value}; choose another --output"
-                )
-        wanted_names |= set(record["experiments"])
-    return [name for name in EXPERIMENTS if name in wanted_names]
+    features = wanted.features or there["settings"]["features"]
+    wanted = wanted.model_copy(update={"features": features})
+    found = {name: there[name] for name in ("scale", "split", "seed")} | _sources(there["settings"])
+    output = storage.normalise(wanted.output)
+    now = {"scale": scale.name, "split": wanted.split, "seed": wanted.seed} | _sources(wanted.model_dump())
+    if there["settings"]["features"] is None:
+        found["features"] = now["features"]
+    for name, value in now.items():
+        if found[name] != value:
+            raise UsageError(f"{output}: holds a report of {name} {found[name]}, not {value}; choose another --output")
+    return wanted
+
+
+def _sources(given: Mapping[str, Any]) -> dict[str, str]:
+    """Absolute addresses of what is read, whatever folder the command was given in."""
+    without = {"cutouts": "simulated", "second": "simulated", "features": "none"}
+    return {name: storage.normalise(given[name]) if given[name] else told for name, told in without.items()}
+
+
+def _names(wanted: settings.Experiments, there: Mapping[str, Any] | None) -> list[str]:
+    """What is wanted and what the report holds already: its trainings are kept, so it is soon written whole again."""
+    chosen = {*(wanted.names or EXPERIMENTS), *(there["experiments"] if there else ())}
+    return [name for name in EXPERIMENTS if name in chosen]
 
 
 def _check_inputs(wanted: settings.Experiments) -> None:
@@ -142,17 +167,17 @@ def _record(
 ) -> dict[str, Any]:
     """Everything that is known, for the JSON file."""
     used = {name: sample for name in ("first", "second") if (sample := vars(study).get(name)) is not None}
+    given = {name: url for name, url in _sources(wanted.model_dump()).items() if getattr(wanted, name) is not None}
     return {
         "scale": study.scale.name,
         "label": study.scale.label,
         "split": study.split,
         "seed": study.seed,
-        "settings": wanted.model_dump(exclude={"address"}),
+        "settings": wanted.model_dump(exclude={"address"}) | given,
         "recipe": study.scale.recipe.model_dump(),
         "transfer_recipe": study.scale.transfer.model_dump(),
         "machine": _machine(),
-        "versions": {"deepshadows": __version__, "python": platform.python_version()}
-        | {name: version(name) for name in _VERSIONS},
+        "versions": software_versions() | {"scikit-learn": version("scikit-learn")},
         "samples": {name: _sample_record(sample) for name, sample in used.items()},
         "experiments": {section.name: section.record() | {"seconds": seconds[section.name]} for section in sections},
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import time
@@ -10,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from deepshadows import schema, storage
@@ -44,7 +42,7 @@ def run(settings: Explain) -> Summary:
     scorer = load_scorer(source, precision="exact", threads=len(os.sched_getaffinity(0)))
     cutouts = read_cutouts(storage.normalise(settings.cutouts), card_geometry(scorer.card))
     chosen = _named(settings, cutouts) if settings.ids else _highest(settings, cutouts, scorer)
-    p_lsbg = scorer.card.probabilities(scorer.logits(chosen.images))
+    p_lsbg = scorer.score(chosen.images).p_lsbg
     is_lsbg = p_lsbg >= scorer.card.threshold
     heat = heat_maps(checkpoint.load(source)[0], chosen.images, settings.method, is_lsbg.astype(np.int64))
     seen = _explained(chosen, heat, p_lsbg, is_lsbg)
@@ -95,7 +93,7 @@ def _highest(settings: Explain, cutouts: Cutouts, scorer: Scorer) -> Cutouts:
     rows = np.flatnonzero(~schema.is_fatal(cutouts.flags))
     if not len(rows):
         raise InputError(f"{settings.cutouts}: no row has an image that could be scored")
-    p_lsbg = scorer.card.probabilities(scorer.logits(cutouts.images[rows]))
+    p_lsbg = scorer.score(cutouts.images[rows]).p_lsbg
     return cutouts.take(rows[np.argsort(-p_lsbg, kind="stable")[: settings.top]])
 
 
@@ -145,6 +143,4 @@ def _write_table(url: str, chosen: Cutouts, seen: Sequence[Explained], files: Se
         pa.array([one.label for one in seen], pa.int8()),
         pa.array(files),
     ]
-    sink = io.BytesIO()
-    pq.write_table(pa.table(columns, schema=pa.schema(fields)), sink)
-    storage.write(url, sink.getvalue())
+    storage.write_table(url, pa.table(columns, schema=pa.schema(fields)))

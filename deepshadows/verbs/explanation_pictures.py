@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,14 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from deepshadows.verbs.pictures import HIT, MISS
+from deepshadows.verbs.pictures import HIT, MISS, png
 
 HEAT = "inferno"
 PLAIN, FAINT = "#333333", "#8a8a8a"
 BAR_ARCSEC = 10.0
 CELL_COLUMNS = 4
 LONGEST_ID = 40
-_DPI = 110
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +81,7 @@ def panel(seen: Explained, fov_arcsec: float) -> bytes:
     figure.text(0.957, 0.86, seen.verdict, fontsize=10.5, color=seen.colour, ha="right", fontweight="bold")
     boxes = [(0.02 + 0.312 * place, 0.03, 0.302, side) for place in range(3)]
     image, heat, both = (figure.add_axes(box) for box in boxes)
-    _draw_image(image, seen.image)
+    image.imshow(seen.image, interpolation="nearest")
     _draw_scale(image, seen.image.shape[0], fov_arcsec)
     shown = heat.imshow(seen.heat, cmap=HEAT, vmin=0, vmax=1, interpolation="bilinear")
     draw_overlay(both, seen.image, seen.heat)
@@ -94,7 +92,7 @@ def panel(seen: Explained, fov_arcsec: float) -> bytes:
     bar = figure.colorbar(shown, cax=figure.add_axes((0.957, 0.03, 0.011, side)), ticks=[0, 0.5, 1])
     bar.ax.tick_params(labelsize=7.5, length=2, color=FAINT, labelcolor=PLAIN, pad=2)
     bar.outline.set_linewidth(0.5)
-    return _png(figure)
+    return png(figure)
 
 
 def sheet(seen: Sequence[Explained], title: str) -> bytes:
@@ -107,17 +105,19 @@ def sheet(seen: Sequence[Explained], title: str) -> bytes:
     for number, one in enumerate(seen):
         row, column = divmod(number, columns)
         left, bottom = 0.1 + 2.9 * column, height - top - 1.86 * (row + 1) + 0.06
-        for place in range(2):
-            box = ((left + 1.38 * place) / width, bottom / height, 1.36 / width, 1.36 / height)
-            axis = figure.add_axes(box)
-            draw = (_draw_image, draw_overlay)[place]
-            draw(axis, one.image, one.heat)
+        cutout, overlay = (
+            figure.add_axes(((left + 1.38 * place) / width, bottom / height, 1.36 / width, 1.36 / height))
+            for place in range(2)
+        )
+        cutout.imshow(one.image, interpolation="nearest")
+        draw_overlay(overlay, one.image, one.heat)
+        for axis in (cutout, overlay):
             _frame(axis, one.colour, 1.8)
         at = (bottom + 1.56) / height
         figure.text(left / width, at, one.shown_id, fontsize=8.5, fontweight="bold", color=PLAIN, parse_math=False)
         told = f"p {one.p_lsbg:.3f}, {one.decision}" + (f"; {one.verdict}" if one.verdict else "")
         figure.text(left / width, (bottom + 1.42) / height, told, fontsize=7.5, color=one.colour)
-    return _png(figure)
+    return png(figure)
 
 
 def draw_overlay(axis: Axes, image: NDArray[np.uint8], heat: NDArray[np.float32]) -> None:
@@ -126,10 +126,6 @@ def draw_overlay(axis: Axes, image: NDArray[np.uint8], heat: NDArray[np.float32]
     axis.imshow(heat, cmap=HEAT, vmin=0, vmax=1, alpha=0.62 * np.sqrt(heat), interpolation="bilinear")
     if heat.max() > 0.5:
         axis.contour(heat, levels=[0.5], colors="white", linewidths=0.9)
-
-
-def _draw_image(axis: Axes, image: NDArray[np.uint8], _heat: NDArray[np.float32] | None = None) -> None:
-    axis.imshow(image, interpolation="nearest")
 
 
 def _draw_scale(axis: Axes, size_pix: int, fov_arcsec: float) -> None:
@@ -145,9 +141,3 @@ def _frame(axis: Axes, colour: str, width: float) -> None:
     axis.set_yticks([])
     for spine in axis.spines.values():
         spine.set(edgecolor=colour, linewidth=width)
-
-
-def _png(figure: Figure) -> bytes:
-    sink = io.BytesIO()
-    figure.savefig(sink, format="png", dpi=_DPI, metadata={"Software": None})
-    return sink.getvalue()

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from deepshadows import storage
 from deepshadows.outcomes import Failure, InputError, Summary
 from deepshadows.settings import Fetch
+from deepshadows.sky.labelled_features import ARTIFACTS, LSBGS, labelled_features
 from deepshadows.sky.public_lists import PUBLIC_LISTS, URL, PublicList, blob_id, count_table, manifest
 from deepshadows.verbs.fetch_cutouts import fetch_cutouts
 from deepshadows.verbs.polite_http import PoliteClient
 from deepshadows.verbs.progress import track
 
-MANIFEST = "manifest.json"
+MANIFEST, FEATURES = "manifest.json", "hsc_features_labelled.csv"
 
 
 def run(settings: Fetch) -> Summary:
@@ -40,12 +41,13 @@ def run(settings: Fetch) -> Summary:
 
 
 def fetch_datasets(settings: Fetch, client: PoliteClient, lists: Sequence[PublicList] = PUBLIC_LISTS) -> Summary:
-    """All lists, each verified against its blob id before it is put in place."""
+    """All lists, each verified against its blob id before it is put in place; and the table that two of them make."""
     output = storage.normalise(settings.output)
     base = (settings.url or URL).rstrip("/")
     text: list[str] = []
     told = manifest(lists)
     fetched = 0
+    contents: dict[str, bytes] = {}
     for entry, record in zip(track(lists, "fetching lists", len(lists)), told["files"], strict=True):
         place = storage.join(output, entry.name)
         data = storage.read(place) if storage.exists(place) else None
@@ -54,11 +56,15 @@ def fetch_datasets(settings: Fetch, client: PoliteClient, lists: Sequence[Public
             data = _download(f"{base}/{entry.name}", entry, client)
             storage.write(place, data)
             fetched += 1
+        contents[entry.name] = data
         rows, columns = count_table(data, entry)
         record.update(url=f"{base}/{entry.name}", rows=rows, columns=columns, size_bytes=len(data))
         state = "present" if present else "fetched"
         text.append(f"{entry.name:26} {state}  {rows:6} rows {columns:3} columns  {entry.blob_id[:12]}")
     storage.write(storage.join(output, MANIFEST), json.dumps(told, indent=2).encode())
+    if LSBGS in contents and ARTIFACTS in contents:
+        storage.write(storage.join(output, FEATURES), labelled_features(contents[LSBGS], contents[ARTIFACTS]))
+        text.append(f"{FEATURES:26} both lists of features in one, for `deepshadows experiments --features`")
     count = len(lists)
     return Summary(
         verb="fetch",

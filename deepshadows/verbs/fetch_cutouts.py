@@ -22,7 +22,7 @@ from deepshadows.outcomes import ExitCode, Summary
 from deepshadows.settings import Fetch
 from deepshadows.sky.viewer import BlankError, Request, inspect, request_of, safe_name
 from deepshadows.verbs.fetch_objects import Objects, read_objects
-from deepshadows.verbs.fetch_record import Record, open_record, write_table
+from deepshadows.verbs.fetch_record import Record, open_record
 from deepshadows.verbs.fetch_shards import write_shards
 from deepshadows.verbs.polite_http import FinalError, PoliteClient, address
 from deepshadows.verbs.progress import track
@@ -151,12 +151,12 @@ def _write_tables(
         columns["label"] = pa.array(objects.label, mask=objects.label < 0)
     table = pa.table(columns)
     fetched = table.take(pa.array(have, pa.int64()))
-    write_table(
+    storage.write_table(
         storage.join(output, POSITIONS),
         fetched.append_column("file", pa.array(_files(objects, have, request), pa.string())),
     )
     failed = sorted(reasons)
-    write_table(
+    storage.write_table(
         storage.join(output, FAILED),
         table.take(pa.array(failed, pa.int64())).append_column(
             "reason", pa.array([reasons[row] for row in failed], pa.string())

@@ -12,34 +12,24 @@ from numpy.typing import NDArray
 from deepshadows import storage
 from deepshadows.outcomes import InputError
 from deepshadows.settings import Fetch
-from deepshadows.sky.detections import read_table
+from deepshadows.sky.detections import Positions, check_columns, read_table
 from deepshadows.sky.shards import object_ids, positions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objects:
-    """What images are wanted of, in the order of the input.
+class Objects(Positions):
+    """What images are wanted of.
 
     Attributes
     ----------
-    object_id : pa.Array (N,)
-        int64 or string.
-    ra, dec : float64 (N,)
-        ICRS degrees; NaN where the input had none.
     label : int8 (N,), optional
         -1 where the input has none.
     reasons : dict
         Why a row cannot be asked for, by row.
     """
 
-    object_id: pa.Array
-    ra: NDArray[np.float64]
-    dec: NDArray[np.float64]
     label: NDArray[np.int8] | None
     reasons: dict[int, str]
-
-    def __len__(self) -> int:
-        return len(self.ra)
 
 
 def read_objects(settings: Fetch) -> Objects:
@@ -56,11 +46,7 @@ def read_objects(settings: Fetch) -> Objects:
     needed = [settings.ra_column, settings.dec_column]
     if "id_column" in settings.model_fields_set:
         needed.append(settings.id_column)
-    if lacking := [name for name in needed if name not in table.column_names]:
-        raise InputError(
-            f"{url}: no column {', '.join(lacking)}; it has {', '.join(table.column_names[:20])}; "
-            "name them with --id-column, --ra-column, --dec-column"
-        )
+    check_columns(table, url, needed)
     if not table.num_rows:
         raise InputError(f"{url}: the table has no rows; nothing to fetch")
     ra, dec, flags = positions(table, url, settings.ra_column, settings.dec_column)

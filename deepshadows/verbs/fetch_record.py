@@ -8,7 +8,6 @@ journal/*.jsonl    the same rows while a fetch runs, so that a killed one loses 
 from __future__ import annotations
 
 import datetime
-import io
 import json
 import time
 import uuid
@@ -73,7 +72,7 @@ class Record:
     def close(self) -> None:
         """Write the table of all tries, then drop the journal."""
         self.flush()
-        write_table(storage.join(self.output, LOG), pa.Table.from_pylist(self.rows, schema=_SCHEMA))
+        storage.write_table(storage.join(self.output, LOG), pa.Table.from_pylist(self.rows, schema=_SCHEMA))
         for entry in storage.list_objects(storage.join(self.output, JOURNAL), (".jsonl",)):
             storage.delete(entry.url)
 
@@ -114,22 +113,24 @@ def open_record(output: str, request: Request) -> Record:
 
 
 def _read(output: str) -> list[dict[str, Any]]:
+    """The table, then what the journal has beyond it: a fetch killed at its end leaves the same rows in both."""
     rows: list[dict[str, Any]] = []
     log = storage.join(output, LOG)
     try:
         if storage.exists(log):
             rows += pq.read_table(storage.open_arrow(log), schema=_SCHEMA).to_pylist()
+        written = {_try_of(row) for row in rows}
         for entry in storage.list_objects(storage.join(output, JOURNAL), (".jsonl",)):
             for line in storage.read(entry.url).splitlines():
                 row = json.loads(line)
-                rows.append({**row, "at": datetime.datetime.fromisoformat(row["at"])})
+                row["at"] = datetime.datetime.fromisoformat(row["at"])
+                if _try_of(row) not in written:
+                    rows.append(row)
     except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise InputError(f"{output}: the record of requests is damaged; fetch into a new folder: {error}") from error
     return rows
 
 
-def write_table(url: str, table: pa.Table) -> None:
-    """One Parquet file in one PUT."""
-    sink = io.BytesIO()
-    pq.write_table(table, sink)
-    storage.write(url, sink.getvalue())
+def _try_of(row: dict[str, Any]) -> tuple[str, int, datetime.datetime]:
+    """What no two tries share."""
+    return row["file"], row["number"], row["at"]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from deepshadows import storage
 from deepshadows.outcomes import InputError
 from deepshadows.schema import IMAGE_SHAPE, Flag
-from deepshadows.sky.cutouts import SCALE_TOLERANCE, bring_to_field, cut
+from deepshadows.sky.cutouts import bring_to_field, cut, same_scale
 from deepshadows.sky.shards import Cutouts, write_shard
 from deepshadows.sky.viewer import Request, decode_fits, decode_jpeg
 from deepshadows.verbs.fetch_objects import Objects
@@ -93,7 +93,7 @@ def _image(body: bytes, request: Request, ra: float, dec: float) -> tuple[NDArra
     geometry = request.geometry
     if request.format == "jpeg":
         fov = request.fov_arcsec
-        if abs(fov / geometry.fov_arcsec - 1) <= SCALE_TOLERANCE:
+        if same_scale(fov, geometry.fov_arcsec):
             fov = geometry.fov_arcsec  # whole pixels are averaged, 4 x 4 at zoom 15
         images, flags = bring_to_field(decode_jpeg(body, request)[None], np.array([fov]), geometry)
         return images[0], int(flags[0])

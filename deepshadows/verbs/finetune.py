@@ -10,12 +10,12 @@ import numpy as np
 
 from deepshadows.model import shipped
 from deepshadows.model.card import Card, read_card
-from deepshadows.model.metrics import Judged, judge
+from deepshadows.model.metrics import MEASURES, Judged, judge
 from deepshadows.model.scorer import load_scorer
 from deepshadows.outcomes import Summary, UsageError
 from deepshadows.settings import Finetune, Recipe
 from deepshadows.verbs.training_plan import order_of, read_recipe
-from deepshadows.verbs.training_run import MEASURES, Trained, carry_out, figures_of, lines_of
+from deepshadows.verbs.training_run import Trained, carry_out, figures_of, lines_of
 from deepshadows.verbs.training_set import TrainingSet, read_training_set
 
 Figures = dict[str, float | int | None]
@@ -87,7 +87,7 @@ def _judged(source: str, data: TrainingSet) -> Figures:
     """Measures of the network as it is, on the rows held out."""
     scorer = load_scorer(source, precision="exact", threads=len(os.sched_getaffinity(0)))
     held = data.examples.validation
-    probabilities = scorer.card.probabilities(scorer.logits(data.examples.images[held])).astype(np.float64)
+    probabilities = scorer.score(data.examples.images[held]).p_lsbg.astype(np.float64)
     rows = Judged(probabilities=probabilities, labels=data.examples.labels[held])
     return judge(rows, scorer.card.threshold, calibrated_at=scorer.card.prevalence)
 

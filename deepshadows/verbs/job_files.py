@@ -7,21 +7,14 @@ the cluster can reach itself (s3:// or a shared disk), so a relative one is made
 from __future__ import annotations
 
 import json
-import types
-import typing
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from deepshadows import settings, storage
 from deepshadows.outcomes import UsageError
 
 CONFIG, RECIPE = "settings.toml", "recipe.toml"
-_PATHS = frozenset(
-    (
-        *("input", "output", "detections", "positions", "truth", "tiles", "cutouts", "catalog", "run"),
-        *("checkpoint", "from", "recipe", "second", "features"),
-    )
-)
 _NOT_TAKEN = frozenset(("address",))
 """Settings that speak of this machine's view of the cluster; the job is in it already."""
 
@@ -34,66 +27,65 @@ def prepare(verb: str, arguments: list[str], folder: Path) -> list[str]:
     UsageError
         A settings file or a recipe is not there or not TOML.
     """
-    paths = _path_flags(verb)
+    kinds = _path_kinds(verb)
+    kind_of = {settings.flag_of(name): kind for name, kind in kinds.items()}
     prepared: list[str] = []
-    words = iter(arguments)
+    words = iter([part for word in arguments for part in _spelt_out(word)])
     for word in words:
         flag, separator, value = word.partition("=")
-        flag = "--output" if flag == "-o" else flag
-        name = flag.removeprefix("--").replace("_", "-")
-        if not flag.startswith("--") or (name != "config" and name not in paths):
+        if flag != "--config" and flag not in kind_of:
             prepared.append(word)
             continue
         if not separator:
             value = next(words, "")
-        prepared += [flag, _taken(name, value, paths, folder)]
+        if flag == "--config":
+            _write_settings(value, kinds, folder)
+            prepared += [flag, CONFIG]
+        else:
+            prepared += [flag, _reachable(kind_of[flag], value, folder)]
     return prepared
 
 
-def _path_flags(verb: str) -> frozenset[str]:
-    """Flags of the verb that name a path; `--tiles` of simulate is a number."""
+def _spelt_out(word: str) -> list[str]:
+    """The short flags -o and -v as click takes them, alone, together or with their value, apart and -o in full."""
+    found = re.fullmatch(r"-(v*)o(=?)(.*)", word, re.DOTALL)
+    if found is None:
+        return [word]
+    before, _, value = found.groups()
+    return [*(["-v"] if before else []), "--output", *([value] if value else [])]
+
+
+def _path_kinds(verb: str) -> dict[str, str]:
+    """Fields of the verb that name a path, and the kind of each: see `settings.PATH`."""
     model: type[settings.Settings] = getattr(settings, verb.capitalize())
-    text = {name for name, info in model.model_fields.items() if _takes_text(info.annotation)}
-    return _PATHS & {"from" if name == "from_checkpoint" else name for name in text}
+    extras = {name: info.json_schema_extra for name, info in model.model_fields.items()}
+    return {name: str(extra["path"]) for name, extra in extras.items() if isinstance(extra, dict) and "path" in extra}
 
 
-def _takes_text(annotation: Any) -> bool:
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType, tuple):
-        return any(_takes_text(part) for part in typing.get_args(annotation))
-    return annotation is str
-
-
-def _taken(name: str, value: str, paths: frozenset[str], folder: Path) -> str:
-    if name == "config":
-        _write_settings(value, paths, folder)
-        return CONFIG
-    return _reachable(name, value, folder)
-
-
-def _reachable(name: str, value: str, folder: Path) -> str:
+def _reachable(kind: str, value: str, folder: Path) -> str:
     """The path as the job will know it."""
     if storage.is_s3(value):
         return value
-    if name == "recipe" and value in settings.RECIPES:
+    if kind == "recipe" and value in settings.RECIPES:
         return value
-    if name == "recipe":
+    if kind == "recipe":
         (folder / RECIPE).write_text(_read_toml(value), encoding="utf-8")
         return RECIPE
-    if name in ("checkpoint", "from", "from_checkpoint") and "/" not in value and not Path(value).exists():
+    if kind == "weights" and "/" not in value and not Path(value).exists():
         return value  # the name of shipped weights
     return storage.normalise(value)
 
 
-def _write_settings(url: str, paths: frozenset[str], folder: Path) -> None:
+def _write_settings(url: str, kinds: Mapping[str, str], folder: Path) -> None:
     """The settings file, with its paths made reachable. Settings are flat, so JSON values are TOML values."""
     values = settings.parse_toml(_read_toml(url), url)
     lines = []
     for name, value in values.items():
         if name in _NOT_TAKEN:
             continue
-        if ("from" if name == "from_checkpoint" else name) in paths:
+        if name in kinds:
             many = isinstance(value, list)
-            found = [_reachable(name, str(entry), folder) for entry in (value if many else [value])]
+            found = [_reachable(kinds[name], str(entry), folder) for entry in (value if many else [value])]
             value = found if many else found[0]
         lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}\n")
     (folder / CONFIG).write_text("".join(lines), encoding="utf-8")

@@ -45,7 +45,7 @@ def gallery(
         axis.set_title(caption, fontsize=7)
         for spine in axis.spines.values():
             spine.set(edgecolor=HIT if is_good else MISS, linewidth=2)
-    return _png(figure)
+    return png(figure)
 
 
 def score_histogram(p_lsbg: NDArray[np.float32], is_lsbg: NDArray[np.bool_], threshold: float) -> bytes:
@@ -64,10 +64,11 @@ def score_histogram(p_lsbg: NDArray[np.float32], is_lsbg: NDArray[np.bool_], thr
     axis.set_xlabel("p_lsbg: calibrated probability of a low-surface-brightness galaxy")
     axis.set_ylabel("detections")
     axis.legend()
-    return _png(figure)
+    return png(figure)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """A figure as a PNG file, the same bytes for the same figure."""
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=110, metadata={"Software": None})
     return sink.getvalue()

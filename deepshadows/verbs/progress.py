@@ -32,11 +32,12 @@ def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
         now = time.monotonic()
         if now - last >= LOG_INTERVAL_S:
             last = now
-            _say(f"{description}: {done}/{total}")
-    _say(f"{description}: {done}/{total} in {time.monotonic() - started:.1f} s")
+            say(f"{description}: {done}/{total}")
+    say(f"{description}: {done}/{total} in {time.monotonic() - started:.1f} s")
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """One line for people, on stderr."""
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections import Counter
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
 
 from deepshadows import settings, storage
@@ -61,9 +59,9 @@ def _simulate_tiles(wanted: settings.Simulate, output: str) -> Summary:
     folder = storage.join(output, "tiles")
     items = ((wanted.survey, number, wanted.seed, wanted.tile_size_pix, folder) for number in range(wanted.tiles))
     truth = pa.concat_tables(track(in_order(_write_tile, items), "simulating tiles", wanted.tiles))
-    write_table(storage.join(output, "truth.parquet"), truth)
+    storage.write_table(storage.join(output, "truth.parquet"), truth)
     index = scan_tiles(folder)
-    write_table(storage.join(output, "tile_index.parquet"), index.to_table())
+    storage.write_table(storage.join(output, "tile_index.parquet"), index.to_table())
     kinds = Counter(truth["kind"].to_pylist())
     lsbg = int(pc.sum(truth["label"]).as_py() or 0)
     return Summary(
@@ -76,10 +74,3 @@ def _simulate_tiles(wanted: settings.Simulate, output: str) -> Summary:
             f"tiles in {folder}, truth in {output}/truth.parquet",
         ),
     )
-
-
-def write_table(url: str, table: pa.Table) -> None:
-    """A Parquet file in one PUT."""
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    storage.write(url, sink.getvalue())

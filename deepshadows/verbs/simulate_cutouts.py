@@ -5,7 +5,6 @@ A tile is simulated, searched and cut in one Ray task; only its cut-outs and the
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
@@ -37,6 +35,8 @@ MATCH_RADIUS_ARCSEC = 3.0
 TOO_BRIGHT_MAG = 0.75
 SPACING_ARCSEC = 8.0
 """Of several artifacts closer than this only the brightest is taken: pieces of one structure look alike."""
+FAINT_MAG_G, FAINT_EVERY = 22.3, 3
+"""Where the DES catalogue of LSBGs ends; of fainter detections, mostly lumps of noise and halo, a third is taken."""
 FEATURES = "_features.parquet"
 """Beside the shards: what `detect` measured of each cut-out, with its label."""
 SHARD_ROWS = 10_000
@@ -58,19 +58,19 @@ class Sample:
         return Sample(self.cutouts.take(rows), self.features.take(pa.array(rows)))
 
 
-def labelled_cutouts(survey: str, number: int, seed: int, size_pix: int, fov_arcsec: float) -> Sample:
+def labelled_cutouts(survey: str, number: int, seed: int, size_pix: int, geometry: Geometry) -> Sample:
     """Cut-outs of the detections of one simulated tile that pass the DES cuts, have a sure label and stand apart."""
     simulated = simulate_tile(surveys.by_name(survey), number, seed, size_pix)
     table = detect(as_tile(simulated, ("g", "r", "i", "z")))
     keep, _ = des_cuts(table, simulated.survey.pixel_scale_arcsec)
-    ra, dec = np.array(table["ra"]), np.array(table["dec"])
+    ra, dec, mag_g = (np.array(table[name]) for name in ("ra", "dec", "mag_auto_g"))
     truth = simulated.truth()
     label = label_by_truth(ra, dec, truth, MATCH_RADIUS_ARCSEC)
-    label[(label == LSBG) & outshone(ra, dec, np.array(table["mag_auto_g"]), truth)] = AMBIGUOUS
-    chosen = np.flatnonzero(keep & (label >= 0))
-    apart = (label[chosen] == LSBG) | standing_apart(ra[chosen], dec[chosen], np.array(table["mag_auto_g"])[chosen])
+    label[(label == LSBG) & outshone(ra, dec, mag_g, truth)] = AMBIGUOUS
+    taken = (mag_g < FAINT_MAG_G) | (np.arange(len(table)) % FAINT_EVERY == 0)
+    chosen = np.flatnonzero(keep & taken & (label >= 0))
+    apart = (label[chosen] == LSBG) | standing_apart(ra[chosen], dec[chosen], mag_g[chosen])
     rows = chosen[apart]
-    geometry = Geometry(fov_arcsec=fov_arcsec, stretch=_STRETCH[survey])
     stack = cut(as_tile(simulated, geometry.bands), ra[rows], dec[rows], geometry)
     cutouts = Cutouts(
         object_id=table["object_id"].combine_chunks().take(rows),
@@ -156,9 +156,7 @@ class Collection:
 
     def write_features(self) -> None:
         """All rows of all shards in one table."""
-        sink = io.BytesIO()
-        pq.write_table(pa.concat_tables(self.features), sink, compression="zstd")
-        storage.write(storage.join(self.folder, FEATURES), sink.getvalue())
+        storage.write_table(storage.join(self.folder, FEATURES), pa.concat_tables(self.features))
 
 
 def simulate_cutouts(wanted: settings.Simulate, output: str) -> Summary:
@@ -183,8 +181,8 @@ def simulate_cutouts(wanted: settings.Simulate, output: str) -> Summary:
 
 def _fill(collection: Collection, wanted: settings.Simulate) -> Iterator[int]:
     """Yields the number of tiles so far, once for each cut-out taken."""
-    field_of_view = wanted.fov_arcsec or Geometry.fov_arcsec
-    items = ((wanted.survey, number, wanted.seed, wanted.tile_size_pix, field_of_view) for number in itertools.count())
+    geometry = Geometry(fov_arcsec=wanted.fov_arcsec or Geometry.fov_arcsec, stretch=_STRETCH[wanted.survey])
+    items = ((wanted.survey, number, wanted.seed, wanted.tile_size_pix, geometry) for number in itertools.count())
     results = in_order(_labelled_cutouts, items)
     for tiles, sample in enumerate(results, start=1):
         before = sum(collection.wanted.values())

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 
 from deepshadows.model.card import read_card
+from deepshadows.model.metrics import MEASURES
 from deepshadows.outcomes import Summary, UsageError
 from deepshadows.settings import Train
 from deepshadows.verbs.training_plan import Order, order_of, read_recipe
-from deepshadows.verbs.training_run import MEASURES, carry_out, figures_of, lines_of
+from deepshadows.verbs.training_run import carry_out, figures_of, lines_of
 from deepshadows.verbs.training_set import TrainingSet, read_training_set
 
 

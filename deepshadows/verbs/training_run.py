@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import signal
 import tempfile
 import threading
@@ -21,23 +20,25 @@ import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.config import LoggingConfig
 
-from deepshadows import __version__, storage
+from deepshadows import storage
 from deepshadows.model import checkpoint, uncertainty
 from deepshadows.model.calibration import fit_platt
 from deepshadows.model.card import Card, Training
-from deepshadows.model.metrics import Judged, judge
+from deepshadows.model.metrics import MEASURES, Judged, judge
+from deepshadows.model.network import in_batches
 from deepshadows.model.training import Learner, Place
 from deepshadows.model.training_state import State, read_state
 from deepshadows.outcomes import Failure, InputError, UsageError
+from deepshadows.run.record import software_versions
 from deepshadows.settings import Recipe
-from deepshadows.verbs.epoch_lines import say, spoken
+from deepshadows.verbs.epoch_lines import spoken
+from deepshadows.verbs.progress import say
 from deepshadows.verbs.ray_session import ray_session
 from deepshadows.verbs.training_plan import STATE_FOLDER, Order, Plan, claim, finished
 from deepshadows.verbs.training_set import TrainingSet, read_training_set
 
 RUN_NAME = "run"
 MAX_FAILURES = 3
-MEASURES = ("accuracy", "completeness", "purity", "auc", "ece")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ def carry_out(order: Order, data: TrainingSet) -> Trained:
     resumed = claim(order.output, plan)
     with ray_session(order.address):
         state = _fit(order, data.fingerprint)
-    card = _commit(order.output, state, plan, data)
+    card = _commit(order, state, plan, data)
     images_per_s = float(np.median([epoch.images_per_s for epoch in state.log]))
     return Trained(card=card, data=data, images_per_s=images_per_s, note=resumed)
 
@@ -170,10 +171,15 @@ def train_worker(config: Mapping[str, Any]) -> None:
             ray.train.report(asdict(epoch), checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
-def _commit(output: str, state: State, plan: Plan, data: TrainingSet) -> Card:
-    """Calibrate on the validation rows, fit the uncertainty, write the checkpoint, then remove the training state."""
-    held = data.examples.validation
-    logits, labels = state.kept_logits(), data.examples.labels[held]
+def _commit(order: Order, state: State, plan: Plan, data: TrainingSet) -> Card:
+    """Calibrate on the validation rows, fit the uncertainty, write the checkpoint, then remove the training state.
+
+    All is measured on the weights as they are stored.
+    """
+    output, held = order.output, data.examples.validation
+    dtype = torch.float16 if order.recipe.weights == "float16" else torch.float32
+    net = state.kept_network().to(dtype).float()
+    logits, labels = in_batches(net, data.examples.images[held]), data.examples.labels[held]
     name = storage.name_of(output)
     card = Card(
         name=name,
@@ -195,7 +201,7 @@ def _commit(output: str, state: State, plan: Plan, data: TrainingSet) -> Card:
             kept_epoch=state.kept_epoch,
             from_weights_sha256=plan.from_weights_sha256,
         ),
-        software={"deepshadows": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        software=software_versions(),
     )
     probabilities = card.probabilities(logits).astype(np.float64)
     card = card.model_copy(
@@ -205,9 +211,8 @@ def _commit(output: str, state: State, plan: Plan, data: TrainingSet) -> Card:
             )
         }
     )
-    net = state.kept_network()
     card = uncertainty.write(output, uncertainty.fit(net, card, data.examples.images[~held]), card)
-    card = checkpoint.save(output, net, card)
+    card = checkpoint.save(output, net, card, dtype)
     storage.delete_folder(storage.join(output, STATE_FOLDER))
     return card
 

@@ -6,10 +6,11 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from deepshadows import schema
-from deepshadows.model.split import hold_out, id_groups, same_position, sky_blocks
+from deepshadows.model.split import groups, hold_out, same_position, sky_blocks
 from deepshadows.model.training import Examples
 from deepshadows.outcomes import InputError, UsageError
 from deepshadows.settings import Recipe
@@ -87,8 +88,8 @@ def prepare(cutouts: Cutouts, recipe: Recipe, source: str, remedy: str = REMEDY)
     rows = np.flatnonzero(~fatal & ~unlabelled)
     labels = labels[rows]
     _check_enough(labels, source)
-    groups, notes = _groups(cutouts, rows, recipe)
-    validation = _held_out(groups, labels, recipe, source)
+    together, notes = _groups(cutouts, rows, recipe)
+    validation = _held_out(together, labels, recipe, source)
     images = cutouts.images if len(rows) == len(cutouts.images) else cutouts.images[rows]
     examples = Examples(images=images, labels=labels, validation=validation)
     return TrainingSet(
@@ -122,22 +123,18 @@ def _check_enough(labels: NDArray[np.int8], source: str) -> None:
 
 def _groups(cutouts: Cutouts, rows: NDArray[np.intp], recipe: Recipe) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Rows that must stay on one side of the split share a number."""
-    ra, dec = cutouts.ra[rows], cutouts.dec[rows]
-    placed = np.isfinite(ra) & np.isfinite(dec)
-    groups = np.empty(len(rows), np.int64)
-    by_place = sky_blocks if recipe.split == "sky" else same_position
-    groups[placed] = by_place(ra[placed], dec[placed])
-    elsewhere = np.flatnonzero(~placed)
-    if not len(elsewhere):
-        return groups, ()
-    groups[elsewhere] = id_groups(cutouts.object_id.take(rows[elsewhere]).to_pylist())
-    return groups, (f"{len(elsewhere)} cut-outs have no position: split by object_id, not by sky",)
+    ra, dec, by_sky = cutouts.ra[rows], cutouts.dec[rows], recipe.split == "sky"
+    found = groups(ra, dec, cutouts.object_id.take(pa.array(rows)), sky_blocks if by_sky else same_position)
+    if not (elsewhere := int(np.count_nonzero(~(np.isfinite(ra) & np.isfinite(dec))))):
+        return found, ()
+    means = "split by object_id, not by sky" if by_sky else "kept together by object_id, not by position"
+    return found, (f"{elsewhere} cut-outs have no position: {means}",)
 
 
-def _held_out(groups: NDArray[np.int64], labels: NDArray[np.int8], recipe: Recipe, source: str) -> NDArray[np.bool_]:
+def _held_out(together: NDArray[np.int64], labels: NDArray[np.int8], recipe: Recipe, source: str) -> NDArray[np.bool_]:
     """Rows to validate on; both parts of the split have both classes."""
     for draw in range(DRAWS):
-        validation = hold_out(groups, recipe.validation_fraction, recipe.seed + draw)
+        validation = hold_out(together, recipe.validation_fraction, recipe.seed + draw)
         lacking = [part for part in (validation, ~validation) if len(np.unique(labels[part])) < 2]
         if not lacking:
             return validation

@@ -1,15 +1,15 @@
 """One work unit from pixels to its committed score object, inside a scorer actor. Imports no Ray itself.
 
-A reader thread fills a bounded queue while the network works: pixels never cross the object store.
+A reader thread keeps a few parts ahead while the network works: pixels never cross the object store.
 """
 
 from __future__ import annotations
 
 import json
-import queue
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, Literal
@@ -196,34 +196,11 @@ def _unplaced_parts(unit: Unit, geometry: Geometry, flag: int = 0) -> Iterator[C
 
 def _ahead(parts: Iterator[Cutouts]) -> Iterator[Cutouts]:
     """Run an iterator in a thread, at most `QUEUED_PARTS` ahead; its exception is raised here."""
-    waiting: queue.Queue[Cutouts | BaseException | None] = queue.Queue(QUEUED_PARTS)
-    stop = threading.Event()
-
-    def offer(item: Cutouts | BaseException | None) -> bool:
-        while not stop.is_set():
-            try:
-                waiting.put(item, timeout=0.2)
-            except queue.Full:
-                continue
-            return True
-        return False
-
-    def fill() -> None:
-        try:
-            for part in parts:
-                if not offer(part):
-                    return
-            offer(None)
-        except BaseException as error:  # noqa: BLE001 -- handed to the consumer, which raises it
-            offer(error)
-
-    thread = threading.Thread(target=fill, name="reader", daemon=True)
-    thread.start()
+    reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
     try:
-        while (item := waiting.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        thread.join()
+        waiting = deque(reader.submit(next, parts, None) for _ in range(QUEUED_PARTS))
+        while (part := waiting.popleft().result()) is not None:
+            waiting.append(reader.submit(next, parts, None))
+            yield part
+    finally:  # who stops early waits for the read that is under way, and for no other
+        reader.shutdown(cancel_futures=True)

@@ -103,11 +103,11 @@ def all_logits(target: str) -> np.ndarray:
 
 def scorer_rate(checkpoint: str, precision: str, images: np.ndarray) -> tuple[float, str]:
     scorer = load_scorer(checkpoint, precision=precision, batch_size=256, threads=os.cpu_count() or 1)
-    scorer.logits(images[:1024])
+    scorer.score(images[:1024])
     repeats = 1 if precision == "exact" else 3
     started = time.perf_counter()
     for _ in range(repeats):
-        scorer.logits(images)
+        scorer.score(images)
     return repeats * len(images) / (time.perf_counter() - started), scorer.engine
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deepshadows import storage
+from deepshadows.catalog.collection import read_pointer
 from deepshadows.run.manifest import Manifest, ScoreObject, manifest_url
 from deepshadows.run.scores import score_table, score_url
 from deepshadows.schema import Flag, is_fatal
@@ -35,7 +36,10 @@ def rows(
     flag_bits = np.zeros(count, np.int32) if flags is None else np.asarray(flags, dtype=np.int32)
     id_type = pa.string() if count and isinstance(ids[0], str) else pa.int64()
     positions = (np.asarray(ra, dtype=np.float64), np.asarray(dec, dtype=np.float64))
-    return score_table(pa.array(ids, id_type), *positions, logit, p_lsbg, flag_bits, unit=unit, run=run)
+    unknown = np.full(count, np.nan, np.float32)
+    return score_table(
+        pa.array(ids, id_type), *positions, logit, p_lsbg, flag_bits, unit=unit, run=run, p_lsbg_err=unknown
+    )
 
 
 def write_run(url: str, tables: Sequence[pa.Table], *, name: str = "run", **changes: Any) -> str:
@@ -85,6 +89,13 @@ def write_run(url: str, tables: Sequence[pa.Table], *, name: str = "run", **chan
     }
     storage.write(manifest_url(url), Manifest.model_validate(manifest).model_dump_json().encode())
     return url
+
+
+def current_version(catalog: str) -> str:
+    """Name of the version that readers see, such as `v0003`."""
+    pointer = read_pointer(catalog)
+    assert pointer is not None
+    return pointer.version
 
 
 def sky(count: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:

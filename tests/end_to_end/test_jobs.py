@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -22,8 +23,8 @@ from deepshadows.outcomes import ExitCode, Failure, UsageError
 from deepshadows.run.manifest import read_manifest
 from deepshadows.sky.shards import split, write_shard
 from deepshadows.verbs import submit
-from tests.catalog.finished_runs import mixed_tables, write_run
-from tests.end_to_end.ray_head import RayHead, free_ports
+from tests.catalog.finished_runs import current_version, mixed_tables, write_run
+from tests.end_to_end.ray_head import RayHead
 from tests.model.blobs import blob_cutouts
 from tests.seaweed import SeaweedFS
 
@@ -97,7 +98,7 @@ def test_submit_follows_the_log_and_brings_the_figures(head: RayHead, place: str
     assert (record["rows_published"], record["job_output"]) == (2979, f"{place}/cat")
     assert log.count("version v0001, 2979 rows") == 1
     assert '{"verb"' not in log
-    assert collection.current_version(f"{place}/cat") == "v0001"
+    assert current_version(f"{place}/cat") == "v0001"
 
 
 def test_settings_travel_with_their_relative_paths_made_absolute(head: RayHead, tmp_path: Path) -> None:
@@ -150,11 +151,13 @@ def test_an_unknown_job_is_not_found(head: RayHead) -> None:
 
 
 def test_no_dashboard_is_a_clear_failure() -> None:
-    (port,) = free_ports(1)
-    began = time.monotonic()
-    with pytest.raises(Failure, match="no Ray dashboard answers"):
-        submit.run(None, [], f"http://127.0.0.1:{port}", True, "job", None)
-    assert time.monotonic() - began < 20
+    with socket.socket() as taken:  # bound, so that nobody else comes there, and not listening
+        taken.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        began = time.monotonic()
+        with pytest.raises(Failure, match="no Ray dashboard answers"):
+            submit.run(None, [], address, True, "job", None)
+        assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit
 
-from deepshadows.model.calibration import at_prevalence, expected_calibration_error, fit_platt
+from deepshadows.model.calibration import at_prevalence, fit_platt
+from deepshadows.model.metrics import Judged, judge
 
 
 def drawn(slope: float, intercept: float, count: int = 40_000) -> tuple[np.ndarray, np.ndarray]:
@@ -41,8 +42,10 @@ def test_calibration_error_by_hand() -> None:
     probabilities = np.array([0.9, 0.9, 0.9, 0.9, 0.1, 0.1])
     labels = np.array([1, 1, 1, 0, 0, 0], np.int8)
     # bin of 0.9: |3.6 - 3| = 0.6; bin of 0.1: |0.2 - 0| = 0.2
-    assert expected_calibration_error(probabilities, labels) == pytest.approx((0.6 + 0.2) / 6)
-    assert expected_calibration_error(np.array([0.0, 1.0]), np.array([0, 1], np.int8)) == 0
+    found = judge(Judged(probabilities=probabilities, labels=labels), 0.5, resamples=0)
+    assert found["ece"] == pytest.approx((0.6 + 0.2) / 6)
+    perfect = Judged(probabilities=np.array([0.0, 1.0]), labels=np.array([0, 1], np.int8))
+    assert judge(perfect, 0.5, resamples=0)["ece"] == 0
 
 
 def test_prevalence_by_hand() -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from deepshadows.model.explanation import grad_cam, heat_maps
+from deepshadows.model.explanation import heat_maps
 from deepshadows.model.network import BN_EPS, DeepShadowsNet
 from deepshadows.settings import HeatMap
 from tests.model.blobs import blobs, seasoned_net
@@ -56,7 +56,7 @@ def by_hand(image: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("outputs", [1, 3])
 def test_the_map_worked_out_by_hand(outputs: int) -> None:
-    heat = grad_cam(see_through_net(outputs), two_patches())
+    heat = heat_maps(see_through_net(outputs), two_patches(), "grad-cam")
     assert heat.dtype == np.float32
     np.testing.assert_allclose(heat, by_hand(two_patches()), atol=1e-6)
     row, column = np.unravel_index(heat[0].argmax(), (64, 64))
@@ -84,7 +84,7 @@ def test_place_by_place_knows_where_light_counts_and_the_mean_does_not() -> None
         heat = heat_maps(net, images, "hires-cam", np.array([decision]))[0]
         middle = (np.indices((64, 64)) * heat).sum((1, 2)) / heat.sum()
         np.testing.assert_allclose(middle, patch, atol=0.01)
-    assert grad_cam(net, images, np.array([1])).max() == 0
+    assert heat_maps(net, images, "grad-cam", np.array([1])).max() == 0
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -98,8 +98,8 @@ def test_without_classes_the_decision_is_explained() -> None:
     images, _ = blobs(12)
     with torch.no_grad():
         decided = (net(torch.from_numpy(images).permute(0, 3, 1, 2) / 255.0) > 0).numpy().astype(np.int64)
-    np.testing.assert_array_equal(grad_cam(net, images), grad_cam(net, images, decided))
-    assert not np.array_equal(grad_cam(net, images), grad_cam(net, images, 1 - decided))
+    np.testing.assert_array_equal(heat_maps(net, images, "grad-cam"), heat_maps(net, images, "grad-cam", decided))
+    assert not np.array_equal(heat_maps(net, images, "grad-cam"), heat_maps(net, images, "grad-cam", 1 - decided))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -121,7 +121,7 @@ def test_a_batch_is_the_same_as_one_by_one(method: HeatMap) -> None:
 
 
 def test_no_image_gives_no_map() -> None:
-    assert grad_cam(seasoned_net(), np.empty((0, 64, 64, 3), np.uint8)).shape == (0, 64, 64)
+    assert heat_maps(seasoned_net(), np.empty((0, 64, 64, 3), np.uint8), "grad-cam").shape == (0, 64, 64)
 
 
 def test_the_network_is_left_as_it_was() -> None:
@@ -130,7 +130,7 @@ def test_the_network_is_left_as_it_was() -> None:
     net.train()
     modes = [module.training for module in net.modules()]
     state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    grad_cam(net, blobs(6)[0])
+    heat_maps(net, blobs(6)[0], "grad-cam")
     assert [module.training for module in net.modules()] == modes
     assert all(parameter.grad is None for parameter in net.parameters())
     assert [name for name, parameter in net.named_parameters() if parameter.requires_grad] == [
@@ -142,5 +142,5 @@ def test_the_network_is_left_as_it_was() -> None:
 def test_an_error_leaves_the_mode_too() -> None:
     net = seasoned_net().train()
     with pytest.raises(RuntimeError):
-        grad_cam(net, np.zeros((1, 64, 64, 4), np.uint8))
+        heat_maps(net, np.zeros((1, 64, 64, 4), np.uint8), "grad-cam")
     assert net.training

@@ -1,12 +1,20 @@
 """The network is the paper's: layers, counts, initial weights, penalty."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from deepshadows.model.card import ARCHITECTURE, PARAMETERS
-from deepshadows.model.network import DeepShadowsNet, l2_penalty, parameter_count, to_input
+from deepshadows.model.checkpoint import weights_of
+from deepshadows.model.network import DeepShadowsNet, in_batches, l2_penalty, to_input
 from deepshadows.settings import Trainable
+from tests.model.blobs import blobs, seasoned_net
+
+
+def keras_count(net: DeepShadowsNet) -> int:
+    """With the running means and variances of the batch norms."""
+    return sum(tensor.numel() for tensor in weights_of(net).values())
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +23,7 @@ def net() -> DeepShadowsNet:
 
 
 def test_parameters_are_those_that_keras_counts(net: DeepShadowsNet) -> None:
-    assert parameter_count(net) == PARAMETERS[ARCHITECTURE] == 4_220_385
+    assert keras_count(net) == PARAMETERS[ARCHITECTURE] == 4_220_385
     assert sum(parameter.numel() for parameter in net.parameters()) == 4_220_161
 
 
@@ -68,7 +76,7 @@ def test_three_outputs_are_the_logits_of_three_classes() -> None:
         )
     assert logits.shape == (5, 3)
     torch.testing.assert_close(logits, features @ net.output.weight.T)
-    assert parameter_count(net) == PARAMETERS[ARCHITECTURE] + 2 * (1024 + 1)
+    assert keras_count(net) == PARAMETERS[ARCHITECTURE] + 2 * (1024 + 1)
 
 
 @pytest.mark.parametrize(
@@ -103,3 +111,17 @@ def test_forward_is_the_papers_chain_of_layers(net: DeepShadowsNet) -> None:
         expected = chain(images.permute(0, 3, 1, 2) / 255.0)
     assert logits.shape == (5,)
     torch.testing.assert_close(logits, expected.squeeze(1))
+
+
+def test_the_hidden_layer_is_what_the_output_takes() -> None:
+    """In evaluation mode, and of the chosen rows of many images as of those alone."""
+    net, images = seasoned_net().train(), blobs(300)[0]
+    rows = np.arange(299, -1, -2)
+    hidden, logits = in_batches(net, images, net.hidden_layer, rows), in_batches(net, images, rows=rows)
+    assert not net.training
+    assert hidden.shape == (150, 1024)
+    with torch.inference_mode():
+        np.testing.assert_array_equal(logits, net(to_input(torch.from_numpy(images[rows]))).numpy())
+        np.testing.assert_array_equal(hidden, net.hidden_layer(to_input(torch.from_numpy(images[rows]))).numpy())
+        outputs = net.output(torch.from_numpy(hidden)).squeeze(1)
+    np.testing.assert_allclose(outputs.numpy(), logits, atol=1e-5)

@@ -12,7 +12,6 @@ from deepshadows.model.card import Card
 from deepshadows.model.engines import CpuEngine, EngineUnavailableError, LastLayer
 from deepshadows.model.network import to_input
 from deepshadows.model.scorer import choose, load_scorer, probe_images
-from deepshadows.model.uncertainty import hidden_of
 from deepshadows.outcomes import InputError
 from tests.model.blobs import blobs, seasoned_net
 
@@ -31,25 +30,25 @@ def test_exact_is_the_eager_network(trained: str) -> None:
     scorer = load_scorer(trained, precision="exact")
     with torch.no_grad():
         expected = seasoned_net()(to_input(torch.from_numpy(images))).numpy()
-    logits = scorer.logits(images)
+    logits = scorer.score(images).logits
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, expected, atol=1e-5)
     full, _ = blobs(engines.EXACT_BATCH)
     with torch.no_grad():
         expected = seasoned_net()(to_input(torch.from_numpy(full))).numpy()
-    np.testing.assert_array_equal(scorer.logits(full), expected)
+    np.testing.assert_array_equal(scorer.score(full).logits, expected)
     assert "fp32 eager" in scorer.engine
 
 
 def test_exact_is_equal_bit_for_bit_in_any_order_and_any_split(trained: str) -> None:
     images, _ = blobs(600)
     scorer = load_scorer(trained, precision="exact")
-    logits = scorer.logits(images)
+    logits = scorer.score(images).logits
     for seed in range(3):
         order = np.random.default_rng(seed).permutation(600)
-        np.testing.assert_array_equal(scorer.logits(images[order]), logits[order])
+        np.testing.assert_array_equal(scorer.score(images[order]).logits, logits[order])
     for size in (1, 97, 256, 300):
-        parts = [scorer.logits(images[start : start + size]) for start in range(0, 600, max(size, 60))]
+        parts = [scorer.score(images[start : start + size]).logits for start in range(0, 600, max(size, 60))]
         expected = [logits[start : start + size] for start in range(0, 600, max(size, 60))]
         np.testing.assert_array_equal(np.concatenate(parts), np.concatenate(expected))
 
@@ -58,7 +57,7 @@ def test_exact_does_not_depend_on_batch_size(trained: str) -> None:
     images, _ = blobs(64)
     first = load_scorer(trained, precision="exact", batch_size=256)
     second = load_scorer(trained, precision="exact", batch_size=16)
-    np.testing.assert_array_equal(first.logits(images), second.logits(images))
+    np.testing.assert_array_equal(first.score(images).logits, second.score(images).logits)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -79,7 +78,7 @@ def test_folding_keeps_the_network(dtype: torch.dtype, lowest_scale: float) -> N
 def test_fast_agrees_with_exact_and_says_what_it_is(trained: str) -> None:
     images, _ = blobs(100)
     fast, exact = load_scorer(trained, precision="fast"), load_scorer(trained, precision="exact")
-    difference = np.abs(CARD.probabilities(fast.logits(images)) - CARD.probabilities(exact.logits(images)))
+    difference = np.abs(fast.score(images).p_lsbg - exact.score(images).p_lsbg)
     assert difference.max() <= 0.02
     assert fast.engine.startswith("torch-")
     assert fast.engine != exact.engine
@@ -90,7 +89,7 @@ def test_an_engine_that_differs_is_refused_and_the_reason_recorded() -> None:
     reference = engines.exact_cpu(net, threads=2)
 
     def wrong(images: torch.Tensor) -> torch.Tensor:
-        return hidden_of(net, to_input(images)) * 1.2
+        return net.hidden_layer(to_input(images)) * 1.2
 
     bad = CpuEngine("bad", wrong, LastLayer(net, None), batch_size=64, threads=2, padded=False)
     with pytest.warns(UserWarning, match="bad differs from the reference"):
@@ -98,7 +97,7 @@ def test_an_engine_that_differs_is_refused_and_the_reason_recorded() -> None:
     assert scorer.engine.startswith(reference.name)
     assert "instead of fast: bad differs" in scorer.engine
     images, _ = blobs(4)
-    np.testing.assert_array_equal(scorer.logits(images), reference.measure(images).logits)
+    np.testing.assert_array_equal(scorer.score(images).logits, reference.measure(images).logits)
 
 
 def test_an_engine_that_is_not_there_is_passed_over() -> None:
@@ -125,20 +124,20 @@ def test_probe_images_are_always_the_same() -> None:
 @pytest.mark.parametrize("precision", ["exact", "fast"])
 def test_edges_of_the_input(trained: str, precision: str) -> None:
     scorer = load_scorer(trained, precision=precision)  # type: ignore[arg-type]
-    assert scorer.logits(np.empty((0, 64, 64, 3), np.uint8)).shape == (0,)
+    assert scorer.score(np.empty((0, 64, 64, 3), np.uint8)).logits.shape == (0,)
     images, _ = blobs(3)
-    expected = scorer.logits(images)
+    expected = scorer.score(images).logits
     images.setflags(write=False)  # as they come from Arrow buffers
-    np.testing.assert_array_equal(scorer.logits(images), expected)
+    np.testing.assert_array_equal(scorer.score(images).logits, expected)
 
 
 @pytest.mark.parametrize("shape", [(2, 32, 32, 3), (2, 64, 64), (2, 3, 64, 64)])
 def test_images_of_another_shape_are_refused(trained: str, shape: tuple[int, ...]) -> None:
     scorer = load_scorer(trained, precision="exact")
     with pytest.raises(InputError, match="uint8"):
-        scorer.logits(np.zeros(shape, np.uint8))
+        scorer.score(np.zeros(shape, np.uint8))
     with pytest.raises(InputError, match="float32"):
-        scorer.logits(np.zeros((2, 64, 64, 3), np.float32))  # type: ignore[arg-type]
+        scorer.score(np.zeros((2, 64, 64, 3), np.float32))  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
@@ -149,13 +148,13 @@ def test_cuda_without_a_device_is_a_clear_error(trained: str) -> None:
 
 def _score_in_another_process(folder: str, threads: int, images_file: str) -> list[float]:
     scorer = load_scorer(folder, precision="exact", threads=threads)
-    return scorer.logits(np.load(images_file)).tolist()  # type: ignore[no-any-return]
+    return scorer.score(np.load(images_file)).logits.tolist()  # type: ignore[no-any-return]
 
 
 def test_exact_is_equal_in_another_process(trained: str, tmp_path: Path) -> None:
     images, _ = blobs(40)
     np.save(tmp_path / "images.npy", images)
-    here = load_scorer(trained, precision="exact").logits(images)
+    here = load_scorer(trained, precision="exact").score(images).logits
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         there = pool.apply(_score_in_another_process, (trained, 2, str(tmp_path / "images.npy")))
     np.testing.assert_array_equal(here, np.array(there, np.float32))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from deepshadows.model.metrics import Judged, judge
-from deepshadows.model.thresholds import choose_threshold, threshold_for_completeness, threshold_for_purity
+from deepshadows.model.thresholds import choose_threshold
 from deepshadows.outcomes import InputError
 
 P = np.array([0.9, 0.8, 0.7, 0.6, 0.4, 0.3, 0.2, 0.1])
@@ -24,29 +24,35 @@ judged_rows = st.integers(1, 30).flatmap(
 prevalences = st.none() | st.sampled_from([0.05, 0.3, 0.5])
 
 
+def chosen(rows: Judged, **wanted: float | None) -> float:
+    threshold = choose_threshold(rows, **wanted, resamples=0)["threshold"]
+    assert threshold is not None
+    return threshold
+
+
 def test_purity_by_hand() -> None:
-    assert threshold_for_purity(ROWS, 0.75) == 0.4  # 4 of 5
-    assert threshold_for_purity(ROWS, 0.81) == 0.8  # 2 of 2
-    assert threshold_for_purity(ROWS, 0.5) == 0.1  # all: 4 of 8
+    assert chosen(ROWS, purity=0.75) == 0.4  # 4 of 5
+    assert chosen(ROWS, purity=0.81) == 0.8  # 2 of 2
+    assert chosen(ROWS, purity=0.5) == 0.1  # all: 4 of 8
     # among 5 percent LSBGs one false positive of four weighs 0.25 * 0.95
-    assert threshold_for_purity(ROWS, 0.5, prevalence=0.05) == 0.8
+    assert chosen(ROWS, purity=0.5, prevalence=0.05) == 0.8
     with pytest.raises(InputError, match=r"a purity of 0\.9; the highest is 0\.500"):
-        threshold_for_purity(Judged(probabilities=np.array([0.9, 0.1]), labels=np.array([0, 1], np.int8)), 0.9)
+        chosen(Judged(probabilities=np.array([0.9, 0.1]), labels=np.array([0, 1], np.int8)), purity=0.9)
 
 
 def test_completeness_by_hand() -> None:
-    assert threshold_for_completeness(ROWS, 0.25) == 0.9
-    assert threshold_for_completeness(ROWS, 0.5) == 0.8
-    assert threshold_for_completeness(ROWS, 0.51) == 0.6  # 3 of 4
+    assert chosen(ROWS, completeness=0.25) == 0.9
+    assert chosen(ROWS, completeness=0.5) == 0.8
+    assert chosen(ROWS, completeness=0.51) == 0.6  # 3 of 4
     lost = Judged(probabilities=np.r_[P, np.nan], labels=np.r_[LABELS, 1].astype(np.int8))
-    assert threshold_for_completeness(lost, 0.6) == 0.6  # an LSBG without a score is lost: 3 of 5
+    assert chosen(lost, completeness=0.6) == 0.6  # an LSBG without a score is lost: 3 of 5
     with pytest.raises(InputError, match=r"a completeness of 0\.9; the highest is 0\.800"):
-        threshold_for_completeness(lost, 0.9)
+        chosen(lost, completeness=0.9)
 
 
 def test_no_scores_no_threshold() -> None:
     with pytest.raises(InputError, match="no row has a score"):
-        threshold_for_completeness(Judged(probabilities=np.full(2, np.nan), labels=np.array([0, 1], np.int8)), 0.5)
+        chosen(Judged(probabilities=np.full(2, np.nan), labels=np.array([0, 1], np.int8)), completeness=0.5)
 
 
 def measured(rows: Judged, threshold: float, prevalence: float | None) -> tuple[float | None, float | None]:
@@ -66,7 +72,7 @@ def test_purity_against_trying_each(rows: Judged, purity: float, prevalence: flo
     }
     good = [p for p, (pure, complete) in tried.items() if complete and pure is not None and pure >= purity]
     try:
-        threshold = threshold_for_purity(rows, purity, prevalence)
+        threshold = chosen(rows, purity=purity, prevalence=prevalence)
     except InputError:
         assert not good
         return
@@ -81,7 +87,7 @@ def test_completeness_against_trying_each(rows: Judged, completeness: float) -> 
     }
     good = [p for p, complete in tried.items() if complete is not None and complete >= completeness]
     try:
-        threshold = threshold_for_completeness(rows, completeness)
+        threshold = chosen(rows, completeness=completeness)
     except InputError:
         assert not good
         return

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
 from deepshadows.model.augmentation import turned
 from deepshadows.model.checkpoint import weights_of
 from deepshadows.model.network import DeepShadowsNet, l2_penalty
 from deepshadows.model.training import Examples, Learner, Place, batches_of, refresh_norms
-from deepshadows.model.training_state import LOGITS, Epoch, epochs_without_gain, read_state
+from deepshadows.model.training_state import Epoch, epochs_without_gain, read_state
 from deepshadows.outcomes import InputError
 from deepshadows.settings import Recipe, Trainable
 from tests.model.blobs import blobs, seasoned_net
@@ -237,7 +238,23 @@ def test_the_best_epoch_is_kept(tmp_path: Path) -> None:
     assert state.kept_epoch == int(np.argmin(losses)) + 1
     kept = weights_of(state.kept_network())
     assert all(torch.equal(tensor, kept[name]) for name, tensor in weights[state.kept_epoch - 1].items())
-    assert state.kept_logits().shape == (40,)
+
+
+@pytest.mark.parametrize(("without_loss", "kept"), [(2, 1), (1, 2)])
+def test_an_epoch_without_a_loss_is_not_the_best(without_loss: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it comes after one that has a loss or before it."""
+    learner = Learner(examples(), SHORT)
+    measured = learner.logits
+
+    def logits(rows: NDArray[np.intp]) -> NDArray[np.float32]:
+        return np.full_like(measured(rows), np.nan if learner.epochs_done == without_loss else 1.0)
+
+    monkeypatch.setattr(learner, "logits", logits)
+    epochs = [learner.run_epoch() for _ in range(2)]
+    assert [epoch is not None and np.isnan(epoch.validation_loss) for epoch in epochs] == [kept == 2, kept == 1]
+    assert learner.kept_epoch == kept
+    assert np.isfinite(learner.kept_loss)
+    assert learner.without_gain == 2 - kept
 
 
 def test_the_last_epoch_is_kept_where_the_recipe_says_so(tmp_path: Path) -> None:
@@ -247,7 +264,7 @@ def test_the_last_epoch_is_kept_where_the_recipe_says_so(tmp_path: Path) -> None
     learner.save(tmp_path)
     state = read_state(tmp_path)
     assert state.kept_epoch == 2
-    assert list(state.tensors("kept")) == [LOGITS]
+    assert not state.tensors("kept")
     assert torch.equal(state.kept_network().hidden.weight, learner.net.hidden.weight)
 
 

@@ -55,7 +55,7 @@ def test_the_mean_variance_is_that_of_the_whole_posterior() -> None:
     net, images = seasoned_net(), blobs(200, seed=4)[0]
     fitted = uncertainty.fit(net, CARD, images)
     with torch.no_grad():
-        hidden = uncertainty.hidden_of(net, to_input(torch.from_numpy(images))).double().numpy()
+        hidden = net.hidden_layer(to_input(torch.from_numpy(images))).double().numpy()
         logits = net(to_input(torch.from_numpy(images))).numpy()
     p = CARD.probabilities(logits).astype(np.float64)
     weight = p * (1 - p)
@@ -65,7 +65,7 @@ def test_the_mean_variance_is_that_of_the_whole_posterior() -> None:
     length2 = float((2.0 * net.output.weight.detach().double()).square().sum())
     prior = brentq(lambda x: (values / (values + x)).sum() / x - length2, 1e-9, 1e9, xtol=1e-12)
     full = np.linalg.inv(matrix + prior * np.eye(1024))
-    expected = np.einsum("ij,jk,ik->i", centred, full, centred) + 1 / weight.sum()
+    expected = np.einsum("ij,jk,ik->i", centred, full, centred) + 1 / (weight.sum() + prior)
     found = np.square(hidden @ fitted.factor.T - fitted.offset).sum(axis=1) + fitted.floor
     assert found.mean() == pytest.approx(expected.mean(), rel=0.01)
     assert np.corrcoef(found, expected)[0, 1] > 0.99
@@ -75,7 +75,7 @@ def test_more_training_images_make_surer() -> None:
     net = seasoned_net()
     images = blobs(400, seed=4)[0]
     few, many = (uncertainty.fit(net, CARD, part) for part in (images[:40], images))
-    hidden = uncertainty.hidden_of(net, to_input(torch.from_numpy(blobs(50, seed=5)[0]))).detach().double().numpy()
+    hidden = net.hidden_layer(to_input(torch.from_numpy(blobs(50, seed=5)[0]))).detach().double().numpy()
     spread = [np.square(hidden @ one.factor.T - one.offset).sum(axis=1) + one.floor for one in (few, many)]
     assert np.median(spread[1]) < np.median(spread[0]) / 2
 
@@ -157,7 +157,7 @@ def test_a_tampered_file_is_refused(copy: Path) -> None:
 
 def test_a_missing_file_is_refused(copy: Path) -> None:
     (copy / UNCERTAINTY_NAME).unlink()
-    with pytest.raises(InputError, match=r"uncertainty\.safetensors is missing; copy it too"):
+    with pytest.raises(InputError, match=r"has a card but no uncertainty\.safetensors; copy it whole"):
         load_scorer(str(copy), precision="exact")
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deepshadows import storage
 from deepshadows.outcomes import InputError
-from deepshadows.run.units import UnitKind, fingerprint, make_unit, read_plan, shard_units, write_plan
+from deepshadows.run.units import UNIT_SCHEMA, Unit, UnitKind, fingerprint, make_unit, shard_units, write_plan
 from deepshadows.storage import StoredObject
 
 SHARD = StoredObject("/data/a.parquet", 1000, '"abc"')
@@ -52,4 +56,7 @@ def test_the_plan_survives_its_files(place: str) -> None:
     units = [make_unit(kind="shard", url=f"s3://b/ü {n}.parquet", etag="e", size_bytes=n, rows=n) for n in range(20)]
     write_plan(place, "a", units)
     write_plan(place, "b", units[:3])
-    assert read_plan(place, "a") == units
+    (entry,) = [entry for entry in storage.list_objects(f"{place}/units") if storage.name_of(entry.url)[0] == "a"]
+    table = pq.read_table(io.BytesIO(storage.read(entry.url)))
+    assert table.schema.equals(UNIT_SCHEMA)
+    assert [Unit(**row) for row in table.to_pylist()] == units

@@ -21,7 +21,9 @@ from deepshadows.sky.tiles import Tile
 
 
 def tile_with(objects: list[SkyObject], size_pix: int = 512) -> Tile:
-    conditions = Conditions(fwhm_pix=DES.fwhm_pix(), sigma_counts=DES.sky_sigma_counts(), grain=0.0)
+    conditions = Conditions(
+        fwhm_pix=DES.fwhm_pix(), sigma_counts=DES.sky_sigma_counts(), grain=0.0, level_counts=np.zeros(4)
+    )
     flux, saturated, _ = render(DES, conditions, objects, np.random.default_rng(11), size_pix)
     return Tile(
         tile_id="T",

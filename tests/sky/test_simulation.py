@@ -15,7 +15,7 @@ from deepshadows.outcomes import UsageError
 from deepshadows.sky import population, simulation, surveys
 from deepshadows.sky.canvas import Canvas
 from deepshadows.sky.conditions import Conditions
-from deepshadows.sky.population import ARTIFACTS, Kind, SkyObject, make_object
+from deepshadows.sky.population import Kind, SkyObject, make_object
 from deepshadows.sky.simulation import fits_bytes, render, simulate_tile, tile_wcs_header
 from deepshadows.sky.surveys import BANDS, DES, HSC
 from deepshadows.sky.tile_index import scan_tiles
@@ -42,7 +42,9 @@ def source(kind: Kind, *, mag: float = 20.0, r_eff_arcsec: float = 3.0) -> SkyOb
 
 def as_stated(survey: surveys.Survey, grain: float = 0.0) -> Conditions:
     """The survey's own seeing and depth, without scatter."""
-    return Conditions(fwhm_pix=survey.fwhm_pix(), sigma_counts=survey.sky_sigma_counts(), grain=grain)
+    return Conditions(
+        fwhm_pix=survey.fwhm_pix(), sigma_counts=survey.sky_sigma_counts(), grain=grain, level_counts=np.zeros(4)
+    )
 
 
 def total_mag(flux_HW: np.ndarray) -> float:
@@ -156,8 +158,9 @@ def test_every_artifact_kind_appears_and_is_drawn() -> None:
     rng = np.random.default_rng(3)
     drawn = {item.kind for _ in range(8) for item in population.draw_population(rng, DES, 2048)}
     assert drawn == set(Kind)
-    assert len(ARTIFACTS) >= 6
-    for kind in ARTIFACTS:
+    artifacts = set(Kind) - {Kind.LSBG, Kind.STAR, Kind.GALAXY}
+    assert len(artifacts) >= 6
+    for kind in artifacts:
         canvas = Canvas.blank(DES, 512)
         simulation._DRAW[kind](canvas, make_object(rng, kind, 250.0, 260.0))
         assert np.isfinite(canvas.flux).all()
@@ -173,6 +176,7 @@ def test_objects_at_the_edge_are_drawn_as_far_as_they_reach(kind: Kind, place: t
 
 
 def test_lsbgs_follow_the_published_distributions() -> None:
+    """Of size and colour; surface brightness is 0.2 mag fainter, as real cut-outs are."""
     rng = np.random.default_rng(5)
     lsbgs = [make_object(rng, Kind.LSBG, 0.0, 0.0) for _ in range(4000)]
     r_eff = np.array([item.r_eff_arcsec for item in lsbgs])
@@ -182,8 +186,8 @@ def test_lsbgs_follow_the_published_distributions() -> None:
     mu = np.array([item.mu_eff_g for item in lsbgs])
     red = g_i > 0.6
     assert red.mean() == pytest.approx(1 / 3, abs=0.04)
-    assert np.median(mu[~red]) == pytest.approx(24.65, abs=0.1)
-    assert np.median(mu[red]) == pytest.approx(24.9, abs=0.1)
+    assert np.median(mu[~red]) == pytest.approx(24.65 + 0.2, abs=0.1)
+    assert np.median(mu[red]) == pytest.approx(24.9 + 0.2, abs=0.1)
     assert max(item.ellipticity for item in lsbgs) < 0.7
     assert np.median([item.sersic_n for item in lsbgs]) == pytest.approx(1.05, abs=0.1)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import pytest
+from astropy.io import fits
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -99,6 +101,8 @@ def test_a_layer_of_unknown_scale_needs_a_pixel_scale() -> None:
         {"what": "cutouts", "output": "o", "positions": "p", "url": "ftp://server"},
         {"what": "cutouts", "output": "o", "positions": "p", "bands": "g r"},
         {"what": "datasets", "output": "o", "positions": "p"},
+        {"what": "datasets", "output": "o", "threads": 2},
+        {"what": "datasets", "output": "o", "ra_column": "RAJ2000"},
         {"what": "everything", "output": "o"},
         {"output": "o"},
     ],
@@ -181,6 +185,21 @@ def test_a_cube_of_another_place_scale_size_or_bands_is_refused() -> None:
     ):
         with pytest.raises(InputError, match=why):
             inspect(body, "image/fits", wanted, RA, DEC)
+
+
+@pytest.mark.parametrize("method", ["RICE_1", "GZIP_1", "GZIP_2"])
+def test_damaged_compressed_planes_are_no_image(method: str) -> None:
+    """Whatever the decompressor raises."""
+    with fits.open(io.BytesIO(cube(flux(RA, DEC, 128, 0.262), RA, DEC, 0.262, "grz"))) as hdus:
+        hdu = fits.CompImageHDU(hdus[0].data, hdus[0].header, compression_type=method, quantize_method=1)
+    sink = io.BytesIO()
+    fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(sink)
+    body, wanted = sink.getvalue(), request(format="fits")
+    assert inspect(body, "image/fits", wanted, RA, DEC) == 0
+    start = len(body) * 3 // 4
+    for damaged in (body[:start], body[:start] + b"\xff" * 2000 + body[start + 2000 :]):
+        with pytest.raises(InputError, match="damaged FITS"):
+            inspect(damaged, "image/fits", wanted, RA, DEC)
 
 
 @given(st.binary(max_size=3000))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -68,7 +67,7 @@ def test_each_row_gets_the_score_of_its_image(checkpoint: str, place: str) -> No
     assert table.schema.equals(score_schema(pa.int64()))
     assert table["object_id"].equals(pa.chunked_array([cutouts.object_id]))
     scorer = load_scorer(checkpoint, precision="exact", batch_size=256, threads=2)
-    logits = scorer.logits(cutouts.images)
+    logits = scorer.score(cutouts.images).logits
     assert (table["logit"].to_numpy() == logits).all()
     assert (table["p_lsbg"].to_numpy() == scorer.card.probabilities(logits)).all()
     assert (table["ra"].to_numpy() == cutouts.ra).all()
@@ -115,7 +114,7 @@ def test_tiles_and_detections(checkpoint: str, place: str, tmp_path: Path, rng: 
     assert sorted(rejects["object_id"].to_pylist()) == [52, 53, 54]
     tile = read_tile(scan_tiles(str(made)).tiles[0], ("z", "r", "g"))
     stack = cut(tile, ra[:50], dec[:50], Geometry(stretch=DES))
-    logits = load_scorer(checkpoint, precision="exact", threads=2).logits(stack.images)
+    logits = load_scorer(checkpoint, precision="exact", threads=2).score(stack.images).logits
     by_id = {row["object_id"]: row["logit"] for row in table.to_pylist() if row["logit"] is not None}
     assert all(by_id[ids[row]] == logits[row] for row in range(50) if row != 7)
 
@@ -288,10 +287,14 @@ def test_a_killed_driver_s_run_goes_on_with_exactly_what_is_missing(checkpoint: 
     )  # fmt: skip
     driver = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while len(storage.list_objects(storage.join(target, "scores"))) < 5 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    family = psutil.Process(driver.pid).children(recursive=True)
-    os.kill(driver.pid, signal.SIGKILL)
+    try:
+        while len(storage.list_objects(storage.join(target, "scores"))) < 5:
+            assert time.monotonic() < deadline, "the driver commits nothing"
+            assert driver.poll() is None
+            time.sleep(0.05)
+        family = psutil.Process(driver.pid).children(recursive=True)
+    finally:
+        driver.kill()
     driver.wait()
     psutil.wait_procs(family, timeout=60)  # its Ray ends by itself; a worker may finish what it has in hand
     kept = {entry.url: entry.etag for entry in storage.list_objects(storage.join(target, "scores"))}

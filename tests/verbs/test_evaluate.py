@@ -17,8 +17,10 @@ from deepshadows.model.scorer import load_scorer
 from deepshadows.outcomes import InputError, NotFoundError, UsageError
 from deepshadows.schema import Flag
 from deepshadows.settings import Evaluate, Publish
+from deepshadows.sky.cutouts import bring_to_field
 from deepshadows.sky.shards import write_shard
 from deepshadows.verbs import evaluate, publish
+from deepshadows.verbs.classify_plan import card_geometry
 from tests.catalog.finished_runs import rows, write_run
 from tests.model.blobs import blob_cutouts, blobs, seasoned_net
 
@@ -29,9 +31,15 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = str(tmp_path_factory.mktemp("network"))
     card = checkpoint.save(folder, seasoned_net(), Card(name="network"))
     images, _ = blobs(100)
-    middle = float(np.median(load_scorer(folder, precision="exact").logits(images)))
+    middle = float(np.median(load_scorer(folder, precision="exact").score(images).logits))
     checkpoint.save(folder, seasoned_net(), card.model_copy(update={"calibration": Calibration(intercept=-middle)}))
     return folder
+
+
+def counts(selected: np.ndarray, true: np.ndarray) -> list[int]:
+    """True and false positives, false and true negatives."""
+    of = ((selected, true), (selected, ~true), (~selected, true), (~selected, ~true))
+    return [int(np.count_nonzero(chosen & of_class)) for chosen, of_class in of]
 
 
 def test_counts_are_those_of_the_scorer(network: str, place: str) -> None:
@@ -40,22 +48,23 @@ def test_counts_are_those_of_the_scorer(network: str, place: str) -> None:
     summary = evaluate.run(Evaluate(checkpoint=network, cutouts=place))
     scorer = load_scorer(network, precision="exact")
     assert cutouts.label is not None
-    selected, true = scorer.card.probabilities(scorer.logits(cutouts.images)) >= 0.5, cutouts.label == 1
+    selected, true = scorer.score(cutouts.images).p_lsbg >= 0.5, cutouts.label == 1
     figures = summary.figures
-    assert [figures[name] for name in ("tp", "fp", "fn", "tn")] == [
-        np.count_nonzero(chosen & of_class)
-        for chosen, of_class in ((selected, true), (selected, ~true), (~selected, true), (~selected, ~true))
-    ]
+    assert [figures[name] for name in ("tp", "fp", "fn", "tn")] == counts(selected, true)
     assert (figures["n"], figures["threshold"], figures["rows_unscored"]) == (100, 0.5, 0)
     assert figures["accuracy_lo"] <= figures["accuracy"] <= figures["accuracy_hi"]
     assert "fp32 eager" in figures["engine"]
 
 
 def test_npz_of_another_field_is_brought_to_the_networks(network: str, tmp_path: Path) -> None:
-    images, labels = blobs(30)
-    np.savez(tmp_path / "sample.npz", image=images, label=labels, fov_arcsec=np.full(30, 40.2))
-    summary = evaluate.run(Evaluate(checkpoint=network, cutouts=str(tmp_path / "sample.npz"), precision="fast"))
-    assert summary.figures["n"] == 30
+    images, labels = blobs(100)
+    np.savez(tmp_path / "sample.npz", image=images, label=labels, fov_arcsec=np.full(100, 40.2))
+    figures = evaluate.run(Evaluate(checkpoint=network, cutouts=str(tmp_path / "sample.npz"), precision="fast")).figures
+    scorer = load_scorer(network, precision="fast")
+    brought, _ = bring_to_field(images, np.full(100, 40.2), card_geometry(scorer.card))
+    selected, as_given = (scorer.score(taken).p_lsbg >= scorer.card.threshold for taken in (brought, images))
+    assert [figures[name] for name in ("tp", "fp", "fn", "tn")] == counts(selected, labels == 1)
+    assert counts(selected, labels == 1) != counts(as_given, labels == 1), "it matters"
 
 
 def test_rows_that_cannot_be_scored_count_as_not_selected(network: str, tmp_path: Path) -> None:
@@ -119,6 +128,50 @@ def test_a_threshold_for_the_surveys_own_rate_is_told_for_p_lsbg_as_catalogues_h
     assert [stored[name] for name in ("tn", "fp", "fn", "tp")] == [survey[name] for name in ("tn", "fp", "fn", "tp")]
 
 
+@pytest.mark.parametrize("prevalence", [0.01, 0.05, 0.3])
+@pytest.mark.parametrize("wanted", np.linspace(0.05, 0.95, 5))
+def test_as_many_rows_pass_the_told_threshold_as_were_counted(
+    network: str, tmp_path: Path, prevalence: float, wanted: float
+) -> None:
+    """Without any allowance for rounding."""
+    cutouts = blob_cutouts(100)
+    write_shard(str(tmp_path / "a.parquet"), cutouts)
+    survey = Evaluate(checkpoint=network, cutouts=str(tmp_path), prevalence=prevalence, completeness=wanted)
+    figures = evaluate.run(survey).figures
+    p_lsbg = load_scorer(network, precision="exact").score(cutouts.images).p_lsbg.astype(np.float64)
+    assert np.count_nonzero(p_lsbg >= figures["threshold"]) == figures["tp"] + figures["fp"]
+    assert figures["threshold"] in p_lsbg
+
+
+@pytest.mark.parametrize("goal", [{"completeness": 0.5}, {"purity": 0.051}])
+def test_a_threshold_found_for_a_prevalence_can_be_given_back_with_it(
+    network: str, tmp_path: Path, goal: dict[str, float]
+) -> None:
+    write_shard(str(tmp_path / "a.parquet"), blob_cutouts(200))
+    where = {"checkpoint": network, "cutouts": str(tmp_path), "prevalence": 0.05}
+    found = evaluate.run(Evaluate(**where, **goal)).figures
+    given = evaluate.run(Evaluate(**where, threshold=found["threshold"])).figures
+    same = [name for name in given if name != "images_per_s"]
+    assert {name: given[name] for name in same} == {name: found[name] for name in same}
+    assert given["threshold_at_prevalence"] < given["threshold"]
+    between = evaluate.run(Evaluate(**where, threshold=0.123)).figures
+    plain = evaluate.run(Evaluate(**{**where, "prevalence": None}, threshold=0.123)).figures
+    assert between["threshold"] == plain["threshold"] == 0.123
+    assert [between[name] for name in ("tn", "fp", "fn", "tp")] == [plain[name] for name in ("tn", "fp", "fn", "tp")]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        *((), ("checkpoint",), ("checkpoint", "truth"), ("checkpoint", "cutouts", "catalog")),
+        *(("checkpoint", "catalog", "truth"), ("checkpoint", "cutouts", "catalog", "truth")),
+    ],
+)
+def test_one_subject_is_judged(names: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match="give --checkpoint with --cutouts, or --catalog with --truth"):
+        Evaluate.resolve(dict.fromkeys(names, "x"), "test")
+
+
 def test_only_one_way_to_a_threshold() -> None:
     with pytest.raises(UsageError, match="give one of --purity, --completeness and --threshold"):
         Evaluate.resolve({"checkpoint": "c", "cutouts": "d", "purity": 0.9, "threshold": 0.5}, "test")
@@ -135,7 +188,10 @@ def test_errors_and_foreign_images_are_told(network: str, tmp_path: Path) -> Non
     figures = evaluate.run(Evaluate(checkpoint=folder, cutouts=str(tmp_path / "cutouts"))).figures
     assert 7 <= figures["rows_out_of_domain"] <= 9
     assert 0 < figures["err_median"] < 0.5
-    assert 0 <= figures["err_auc"] <= 1
+    scores = load_scorer(folder, precision="exact").score(images)
+    wrong = (scores.p_lsbg >= 0.5) != (cutouts.label == 1)
+    pairs = np.sign(scores.p_lsbg_err[wrong, None].astype(float) - scores.p_lsbg_err[~wrong])
+    assert figures["err_auc"] == pytest.approx((1 + pairs.mean()) / 2), "ties count half"
     unsure = evaluate.run(Evaluate(checkpoint=network, cutouts=str(tmp_path / "cutouts"))).figures
     assert (unsure["rows_out_of_domain"], unsure["err_median"]) == (0, None)
     assert unsure["tp"] == figures["tp"]

@@ -22,9 +22,10 @@ from deepshadows.outcomes import AbsentError, InputError, NotFoundError, UsageEr
 from deepshadows.settings import Experiments, Recipe
 from deepshadows.sky.shards import write_shard
 from deepshadows.verbs import experiments
-from deepshadows.verbs.paper import report
+from deepshadows.verbs.paper import label_noise, report
 from deepshadows.verbs.paper.explanations import most_confident
 from deepshadows.verbs.paper.findings import Number, Picture, Row, Section, Table, judged_logits, numbers
+from deepshadows.verbs.paper.folds import out_of_fold
 from deepshadows.verbs.paper.label_noise import flipped
 from deepshadows.verbs.paper.published import THREE_CLASS_CONFUSION
 from deepshadows.verbs.paper.real_features import TARGETS, real_features
@@ -390,6 +391,76 @@ def test_every_experiment_is_told_and_a_rerun_trains_nothing_again(ray_local: No
     assert again.figures == summary.figures
     with pytest.raises(UsageError, match="report of seed 1, not 2"):
         experiments.repeat(wanted(samples).model_copy(update={"seed": 2}), TINY)
+
+
+def test_a_report_of_another_sample_is_not_continued(
+    ray_local: None, samples: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = wanted(samples, "splits")
+    experiments.repeat(made, TINY)
+    before = trained_at(samples), (samples / "out" / "experiments.json").read_bytes()
+    for name, other in (("cutouts", "hsc"), ("second", "des")):
+        with pytest.raises(UsageError, match=rf"out: holds a report of {name} .*, not .*/{other}; choose another"):
+            experiments.repeat(made.model_copy(update={name: str(samples / other)}), TINY)
+        with pytest.raises(UsageError, match=f"holds a report of {name} .*, not simulated; choose another"):
+            experiments.repeat(made.model_copy(update={name: None}), TINY)
+    assert (trained_at(samples), (samples / "out" / "experiments.json").read_bytes()) == before
+    monkeypatch.chdir(samples)
+    experiments.repeat(made.model_copy(update={"cutouts": "des/"}), TINY)  # the same folder by another name
+    assert trained_at(samples) == before[0]
+
+
+def test_a_table_of_features_that_was_given_once_stays_that_of_the_report(ray_local: None, samples: Path) -> None:
+    table, other = samples / "features.csv", samples / "other.csv"
+    rng = np.random.default_rng(1)
+    lines = [",".join(f"{value:.3f}" for value in rng.normal(label, 1, 7)) + f",{label}" for label in (0, 1) * 30]
+    table.write_text("\n".join(["mu_0,m_tot,r_e,n,ell,g-i,g-r,label", *lines]) + "\n")
+    other.write_text(table.read_text())
+    made = wanted(samples, "splits")
+    first = experiments.repeat(made, TINY)
+    assert first.figures["skipped"] == []
+    named = made.model_copy(update={"names": ("real_features",), "features": str(table)})
+    told = experiments.repeat(named, TINY)  # a report without a table takes one
+    again = experiments.repeat(made, TINY)  # and keeps it where the flag is left out
+    assert again.figures == told.figures
+    assert "real_features/SVM" in again.figures["rows"]
+    assert json.loads((samples / "out" / "experiments.json").read_text())["settings"]["features"] == str(table)
+    assert experiments.repeat(named.model_copy(update={"features": None}), TINY).figures == told.figures
+    with pytest.raises(UsageError, match=r"holds a report of features .*features\.csv, not .*other\.csv"):
+        experiments.repeat(named.model_copy(update={"features": str(other)}), TINY)
+
+
+def test_no_room_for_a_training_is_told_at_once(ray_local: None, tmp_path: Path) -> None:
+    table = samples_of_two_classes()
+    for place, message in (
+        (Workplace(threads=100_000, gpu=False), "--threads 100000: no node has so many CPUs"),
+        (Workplace(threads=1, gpu=True), "--threads 1 --gpus: no node has so many CPUs and a GPU"),
+    ):
+        trainer = Trainer(folder=str(tmp_path), place=place)
+        with pytest.raises(UsageError, match=message):
+            out_of_fold(trainer, "svm", *table, folds=2, seed=1, searched=False)
+
+
+def samples_of_two_classes() -> tuple[np.ndarray, np.ndarray]:
+    labels = np.arange(40, dtype=np.int8) % 2
+    return np.random.default_rng(1).normal(labels[:, None], 0.1, (40, 3)), labels
+
+
+def test_shares_that_round_alike_are_trainings_of_their_own(samples: Path) -> None:
+    scale = replace(TINY, uniform=(0.05, 0.052), targeted=(0.104, 0.1))
+    trainer = Trainer(folder=str(samples / "out"), place=Workplace(threads=1, gpu=False))
+    study = Study(
+        scale=scale, split="sky", seed=1, trainer=trainer, read=lambda _: read(samples / "des"), features=None
+    )
+    made = [*label_noise.uniform(study), *label_noise.targeted(study)]
+    assert [training.job.name for training in made] == [
+        *("right labels", "uniform 5 %", "uniform 5.2 %", "right labels, fewer epochs"),
+        *("LSBG to artifact 10.4 %", "LSBG to artifact 10 %", "artifact to LSBG 10.4 %", "artifact to LSBG 10 %"),
+    ]
+    rows = len(made[0].job.train)
+    wrong = [np.count_nonzero(training.job.labels != study.first.labels) for training in made]
+    assert wrong == [round(share * rows) for share in (0, 0.05, 0.052, 0, 0.104, 0.1, 0.104, 0.1)]
+    assert [training.job.recipe.epochs for training in made] == [2] * 3 + [1] * 5
 
 
 def check_rows(record: dict[str, Any]) -> None:

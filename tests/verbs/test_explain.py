@@ -53,7 +53,7 @@ def test_the_objects_of_highest_p_lsbg_are_drawn_highest_first(object_store: Non
     table = written(wanted)
     assert summary.figures["rows"] == table.num_rows == 5
     scorer = load_scorer(network, precision="exact")
-    p_lsbg = scorer.card.probabilities(scorer.logits(blob_cutouts(30).images))
+    p_lsbg = scorer.score(blob_cutouts(30).images).p_lsbg
     assert table["object_id"].to_pylist() == np.argsort(-p_lsbg, kind="stable")[:5].tolist()
     np.testing.assert_allclose(table["p_lsbg"].to_numpy(), np.sort(p_lsbg)[::-1][:5])
     assert table["label"].to_pylist() == [row % 2 for row in table["object_id"].to_pylist()]

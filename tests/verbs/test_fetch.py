@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -238,10 +238,14 @@ def test_a_killed_fetch_goes_on_where_it_was(server: ViewerServer, tmp_path: Pat
     words += ["--output", f"{tmp_path}/out", "--size-pix", "16", "--requests-per-s", "100", "--threads", "8", "--json"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         journal = tmp_path / "out" / "journal"
-        while len(server.received) < 260 or not journal.exists():
-            server.released.wait(0.02)
-            assert process.poll() is None
-        process.send_signal(signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        try:
+            while len(server.received) < 260 or not journal.exists():
+                assert time.monotonic() < deadline, "the fetch does not come to its last object"
+                server.released.wait(0.02)
+                assert process.poll() is None
+        finally:
+            process.kill()
         process.communicate()
     kept = sum(len(path.read_text().splitlines()) for path in journal.glob("*.jsonl"))
     assert kept > 0
@@ -251,6 +255,19 @@ def test_a_killed_fetch_goes_on_where_it_was(server: ViewerServer, tmp_path: Pat
     assert (done.returncode, record["rows"], record["failed"], record["present"]) == (0, 260, 0, kept)
     assert len(server.received) == 260 - kept
     assert len(images_in(f"{tmp_path}/out")) == 260
+
+
+def test_a_fetch_killed_before_its_journal_was_gone_records_no_try_twice(server: ViewerServer, tmp_path: Path) -> None:
+    positions = put_positions(f"{tmp_path}/p.parquet", 3)
+    run(server, positions, f"{tmp_path}/out")
+    log = f"{tmp_path}/out/requests.parquet"
+    rows = table(log)
+    extra = {**rows[0], "object_id": "9", "file": "images/9.jpg", "reason": "HTTP 500"}
+    lines = [json.dumps({**row, "at": row["at"].isoformat()}) for row in (*rows, extra)]
+    storage.write(f"{tmp_path}/out/journal/left.jsonl", "\n".join(lines).encode())
+    assert counts(run(server, positions, f"{tmp_path}/out")) == (3, 0, 3, 0)
+    assert table(log) == [*rows, extra]
+    assert storage.list_objects(f"{tmp_path}/out/journal") == []
 
 
 @pytest.mark.parametrize(
@@ -402,6 +419,29 @@ def test_lists_are_downloaded_once(server: ViewerServer, tmp_path: Path) -> None
     (tmp_path / "b.dat").write_bytes(b"damaged")
     assert counts(datasets(server, tmp_path, wanted)) == (2, 1, 1, 0)
     assert (tmp_path / "b.dat").read_bytes() == server.files["/lists/b.dat"]
+
+
+def test_the_two_lists_of_features_become_one_labelled_table(server: ViewerServer, tmp_path: Path) -> None:
+    names = ",".join(PUBLIC_LISTS[-1].column_names or ())
+    wanted = []
+    for name, data in (
+        (
+            "hsc_LSBGs.dat",
+            b"  7 150.1 -1.50 25.8 0.4 21.03 0.2 0.92 1.29  7.15 0.8 0.57 0.3 0.59 0.1 0.022 0.015 0.011 \n",
+        ),
+        ("hsc_artifacts.csv", f"{names}\n242.99,44.4,19.46,22.35,7.45,4.7,0.51,0.04,0.2,0.04,0.03,0.02\n".encode()),
+    ):
+        server.files[f"/lists/{name}"] = data
+        wanted.append(PublicList(name=name, what="", rows=1, columns=1, blob_id=blob_id(data)))
+    datasets(server, tmp_path, wanted)
+    assert (tmp_path / "hsc_features_labelled.csv").read_text() == (
+        f"{names},label,greco_id\n"
+        "150.1,-1.50,25.8,21.03,7.15,0.57,0.59,1.29,0.92,0.022,0.015,0.011,1,7\n"
+        "242.99,44.4,19.46,22.35,7.45,4.7,0.51,0.04,0.2,0.04,0.03,0.02,0,\n"
+    )
+    (tmp_path / "hsc_features_labelled.csv").unlink()
+    assert counts(datasets(server, tmp_path, wanted)) == (2, 0, 2, 0)
+    assert (tmp_path / "hsc_features_labelled.csv").exists()
 
 
 def test_a_list_of_other_content_is_refused_and_both_ids_named(server: ViewerServer, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_before_and_after_are_those_of_the_two_networks_on_the_same_rows(
     assert summary.figures["validation_rows"] == np.count_nonzero(held)
     for when, url in (("before", trained), ("after", wanted.output)):
         scorer = load_scorer(url, precision="exact")
-        p = scorer.card.probabilities(scorer.logits(data.examples.images[held])).astype(np.float64)
+        p = scorer.score(data.examples.images[held]).p_lsbg.astype(np.float64)
         expected = judge(Judged(probabilities=p, labels=labels[held]), scorer.card.threshold)
         for name in ("accuracy", "completeness", "purity", "auc", "auc_lo", "auc_hi"):
             assert summary.figures[f"{when}_{name}"] == pytest.approx(expected[name], abs=1e-6), (when, name)
@@ -130,7 +130,7 @@ def test_twenty_rows_of_another_field_and_stretch_are_a_transfer_when_the_flags_
     assert any(line.startswith("warning: ") and "rows judge roughly" in line for line in summary.text)
 
 
-def test_a_card_of_21_5_arcsec_needs_no_flag(trained: str, tmp_path: Path) -> None:
+def test_a_card_of_21_5_arcsec_needs_no_flag() -> None:
     start = Card(name="hsc", fov_arcsec=21.5, stretch="hsc-1")
     recipe = finetune.recipe_for(Finetune(cutouts="c", output="o", from_checkpoint="f"), start)
     assert (recipe.name, recipe.fov_arcsec, recipe.stretch, recipe.trainable) == ("finetune", 21.5, "hsc-1", "all")

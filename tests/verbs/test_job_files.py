@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import tomllib
+import typing
 from pathlib import Path
 
 import pytest
 
+from deepshadows.cli import VERBS
 from deepshadows.outcomes import UsageError
 from deepshadows.verbs.job_files import prepare
 
@@ -31,6 +33,29 @@ def test_relative_paths_become_absolute_and_s3_stays(folder: Path) -> None:
 
 def test_the_short_flag_of_the_output_is_a_path_too(folder: Path) -> None:
     assert prepare("classify", ["-o", "run"], folder) == ["--output", f"{folder.parent}/here/run"]
+
+
+@pytest.mark.parametrize(
+    ("words", "before"),
+    [(["-orun"], []), (["-o=run"], []), (["-vorun"], ["-v"]), (["-vo", "run"], ["-v"]), (["-v", "-o", "run"], ["-v"])],
+)
+def test_the_short_flag_may_hold_its_value(folder: Path, words: list[str], before: list[str]) -> None:
+    assert prepare("classify", words, folder) == [*before, "--output", f"{folder.parent}/here/run"]
+
+
+def test_every_text_that_is_not_marked_as_a_path_is_none() -> None:
+    """What a verb takes as text is a path or stands here."""
+    no_paths = {"address", "id_column", "ra_column", "dec_column", "layer", "url", "bands", "stretch", "ids"}
+    for verb, model in VERBS.items():
+        text = {name for name, info in model.model_fields.items() if _takes_text(info.annotation)}
+        marked = {name for name, info in model.model_fields.items() if "path" in (info.json_schema_extra or {})}
+        assert text - marked <= no_paths, verb
+        assert marked <= text - no_paths, verb
+
+
+def _takes_text(annotation: object) -> bool:
+    parts = typing.get_args(annotation)
+    return annotation is str or (typing.get_origin(annotation) is not typing.Literal and any(map(_takes_text, parts)))
 
 
 def test_names_of_shipped_weights_stay_but_folders_do_not(folder: Path) -> None:

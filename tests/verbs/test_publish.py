@@ -34,7 +34,7 @@ from deepshadows.outcomes import ExitCode, Failure, HeldError, InputError, Summa
 from deepshadows.schema import Flag, score_schema
 from deepshadows.settings import Publish
 from deepshadows.verbs import publish
-from tests.catalog.finished_runs import mixed_tables, rows, sky, write_run
+from tests.catalog.finished_runs import current_version, mixed_tables, rows, sky, write_run
 
 pytestmark = [
     pytest.mark.usefixtures("ray_local"),
@@ -315,7 +315,7 @@ def test_a_killed_publish_leaves_the_old_version(place: str) -> None:
     victim.send_signal(signal.SIGKILL)
     victim.wait()
     assert storage.exists(f"{place}/cat/v0002/cat/hats.properties")
-    assert collection.current_version(f"{place}/cat") == "v0001"
+    assert current_version(f"{place}/cat") == "v0001"
     assert min(open_lsdb(f"{place}/cat").compute()["object_id"]) == 100_000
     assert publish.run(Publish(run=(run,), catalog=f"{place}/cat")).figures["version"] == "v0003"
 

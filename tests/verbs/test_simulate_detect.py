@@ -12,6 +12,8 @@ import pytest
 
 from deepshadows import settings, storage
 from deepshadows.outcomes import ExitCode, InputError, UsageError
+from deepshadows.sky import stretch
+from deepshadows.sky.cutouts import Geometry
 from deepshadows.sky.detections import read_table
 from deepshadows.sky.extraction import DETECTION_SCHEMA
 from deepshadows.sky.shards import read_shards
@@ -94,7 +96,8 @@ def test_cutouts_are_balanced_labelled_and_repeat(tmp_path: Path) -> None:
 
 def test_cutouts_of_hsc_are_resampled_to_the_same_field() -> None:
     for fov_arcsec in (33.5, 21.5):
-        cutouts = labelled_cutouts("hsc", 0, 3, 1024, fov_arcsec).cutouts
+        geometry = Geometry(fov_arcsec=fov_arcsec, stretch=stretch.HSC)
+        cutouts = labelled_cutouts("hsc", 0, 3, 1024, geometry).cutouts
         assert len(cutouts)
         assert cutouts.stretch == "hsc-1"
         assert cutouts.fov_arcsec == fov_arcsec

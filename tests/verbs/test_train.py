@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -12,16 +11,20 @@ import time
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+import safetensors.torch
 import torch
 
 from deepshadows import storage
 from deepshadows.model import checkpoint
 from deepshadows.model.card import Card, Training, read_card
 from deepshadows.model.checkpoint import weights_of
+from deepshadows.model.metrics import Judged, judge
+from deepshadows.model.network import in_batches
 from deepshadows.model.scorer import load_scorer
 from deepshadows.model.training import Learner
 from deepshadows.outcomes import Failure, InputError, UsageError
@@ -89,7 +92,7 @@ def test_a_checkpoint_that_scores(ray_local: None, place: str, capsys: pytest.Ca
     summary = train.run(Train(**inputs))
     scorer = load_scorer(inputs["output"], precision="exact")
     images, labels = blobs(60, seed=7)
-    probabilities = scorer.card.probabilities(scorer.logits(images))
+    probabilities = scorer.score(images).p_lsbg
     assert np.mean((probabilities >= scorer.card.threshold) == labels) > 0.9
     made = scorer.card.training
     assert made is not None
@@ -113,6 +116,23 @@ def test_a_checkpoint_that_scores(ray_local: None, place: str, capsys: pytest.Ca
     assert again.figures["weights_sha256"] == summary.figures["weights_sha256"]
 
 
+def test_float16_weights_are_judged_as_they_are_stored(ray_local: None, tmp_path: Path) -> None:
+    inputs = write_inputs(str(tmp_path), blob_cutouts(160))
+    with Path(inputs["recipe"]).open("a") as recipe:
+        recipe.write('weights = "float16"\n')
+    train.run(Train(**inputs))
+    stored = safetensors.torch.load(storage.read(storage.join(inputs["output"], "model.safetensors")))
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    net, card = checkpoint.load(inputs["output"])
+    data = read_training_set(inputs["cutouts"], train.read_recipe(inputs["recipe"]))
+    held = data.examples.validation
+    judged = Judged(
+        probabilities=card.probabilities(in_batches(net, data.examples.images[held])).astype(np.float64),
+        labels=data.examples.labels[held],
+    )
+    assert card.metrics == judge(judged, card.threshold, calibrated_at=card.prevalence)
+
+
 def test_two_workers_make_one_network_and_lose_patience_together(ray_local: None, tmp_path: Path) -> None:
     inputs = write_inputs(str(tmp_path), blob_cutouts(240), epochs=2)
     summary = train.run(Train(**inputs, workers=2))
@@ -132,7 +152,9 @@ def test_a_killed_worker_costs_at_most_an_epoch(ray_local: None, tmp_path: Path)
 
     def kill_a_worker() -> None:
         state = tmp_path / "checkpoint" / "training" / "run"
+        deadline = time.monotonic() + 120
         while not list(state.glob("checkpoint_*")):
+            assert time.monotonic() < deadline, "no epoch was saved"
             time.sleep(0.05)
         workers = [
             child
@@ -166,10 +188,13 @@ def test_a_killed_driver_is_taken_up_again(ray_local: None, tmp_path: Path) -> N
     )
     state = tmp_path / "checkpoint" / "training" / "run"
     deadline = time.monotonic() + 90
-    while not (state / "checkpoint_manager_snapshot.json").exists() and time.monotonic() < deadline:
-        assert driver.poll() is None
-        time.sleep(0.05)
-    driver.send_signal(signal.SIGKILL)
+    try:
+        while not (state / "checkpoint_manager_snapshot.json").exists():
+            assert time.monotonic() < deadline, "no epoch was saved"
+            assert driver.poll() is None
+            time.sleep(0.05)
+    finally:
+        driver.kill()
     driver.wait()
     assert not (tmp_path / "checkpoint" / "card.json").exists()
     summary = train.run(Train(**inputs))
@@ -287,6 +312,17 @@ def test_rows_that_are_not_used_are_counted() -> None:
     data = prepare(replace(blob_cutouts(120), flags=flags, label=label), Recipe(), "shards")
     assert data.left_out == {"NO_IMAGE": 4, "UNLABELLED": 2}
     assert len(data.examples.labels) == 114
+
+
+@pytest.mark.parametrize(
+    ("split", "means"),
+    [("sky", "split by object_id, not by sky"), ("random", "kept together by object_id, not by position")],
+)
+def test_rows_without_a_position_are_told_as_the_split_takes_them(split: Any, means: str) -> None:
+    cutouts = blob_cutouts(120)
+    ra = np.where(np.arange(120) < 7, np.nan, cutouts.ra)
+    data = prepare(replace(cutouts, ra=ra), Recipe(split=split), "shards")
+    assert data.notes == (f"7 cut-outs have no position: {means}",)
 
 
 def test_one_position_is_on_one_side_of_the_split() -> None:

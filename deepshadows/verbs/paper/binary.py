@@ -30,9 +30,9 @@ def baselines(study: Study) -> Section:
                 values=sample.features.values,
                 labels=sample.labels,
                 train=parts.train,
-                validation=parts.validation,
                 test=parts.test,
                 seed=study.seed,
+                search_on=parts.validation,
             )
             for name, kind in CLASSIFIERS.items()
         ]

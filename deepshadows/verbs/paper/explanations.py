@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from deepshadows.model.explanation import grad_cam
+from deepshadows.model.explanation import heat_maps
 from deepshadows.verbs.paper import figures
 from deepshadows.verbs.paper.findings import Section
 from deepshadows.verbs.paper.samples import Rows
@@ -47,7 +47,10 @@ def explanations(study: Study) -> Section:
         images = study.first.images[test[rows]]
         panels.append(
             figures.Panel(
-                title=name, images=images, heat=grad_cam(net, images), p_lsbg=expit(outcome.scores[rows].astype(float))
+                title=name,
+                images=images,
+                heat=heat_maps(net, images, "grad-cam"),
+                p_lsbg=expit(outcome.scores[rows].astype(float)),
             )
         )
     absent = [name for name, rows in chosen.items() if not len(rows)]

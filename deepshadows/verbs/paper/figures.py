@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +14,10 @@ from sklearn.metrics import roc_curve
 from deepshadows.model.metrics import Judged, auc
 from deepshadows.verbs.paper.findings import DECISION, Figures, Number, Picture, Row
 from deepshadows.verbs.paper.published import published
+from deepshadows.verbs.pictures import png
 
 BLUE, ORANGE, GREEN, GREY, RED = "#2a5fa5", "#d1781f", "#2f8a5b", "#7a7a7a", "#b3261e"
 COLOURS = {"CNN": BLUE, "SVM": ORANGE, "random forest": GREEN}
-DPI = 110
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +28,15 @@ class Panel:
     images: NDArray[np.uint8]
     heat: NDArray[np.float32]
     p_lsbg: NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Trainings on one kind of wrong labels: the shares of the training labels that are wrong, and their rows."""
+
+    kind: str
+    shares: Sequence[float]
+    rows: Sequence[Row]
 
 
 def roc(
@@ -104,82 +112,91 @@ def _matrix(axis: Axes, counts: NDArray[np.float64], classes: Sequence[str], tit
 
 def seeds(rows: Sequence[Row]) -> Picture:
     """Accuracy and AUC of each seed with intervals, and the paper's range."""
-    figure = _figure(8.2, 3.4)
-    for axis, measure in zip(figure.subplots(1, 2), ("accuracy", "auc"), strict=True):
+
+    def draw(axis: Axes, measure: str) -> None:
         paper = published("splits", "all seeds", measure)
         if paper.low is not None and paper.high is not None:
             axis.axhspan(paper.low, paper.high, color=GREY, alpha=0.3, label="paper, all seeds")
         _points(axis, list(range(len(rows))), [row[measure] for row in rows], BLUE, "here")
         axis.set_xticks(range(len(rows)), [str(row.seed) for row in rows])
-        axis.set(xlabel="seed of the split", ylabel=_label(measure))
+        axis.set_xlabel("seed of the split")
         axis.legend(frameon=False)
-    told = "; ".join(f"seed {row.seed} {_told(row['accuracy'])}, {_told(row['auc'])}" for row in rows)
+
     return Picture(
         name="splits",
-        alt=f"Accuracy and AUC of each seed of the split: {told}.",
+        alt=f"Accuracy and AUC of each seed of the split: {_accuracies(rows)}.",
         caption="Each seed with its 95 % bootstrap interval; the grey band is the range of the paper's six seeds.",
-        png=_png(figure),
+        png=_accuracy_and_auc(_figure(8.2, 3.4), draw),
     )
 
 
-def noise(rows: Sequence[Row]) -> Picture:
-    """Accuracy and AUC against the share of wrong labels, uniform and targeted, here and in the paper."""
-    figure = _figure(8.6, 4.2)
-    kinds = {"uniform": BLUE, "LSBG to artifact": ORANGE, "artifact to LSBG": GREEN}
-    for axis, measure in zip(figure.subplots(1, 2), ("accuracy", "auc"), strict=True):
-        for number, (kind, colour) in enumerate(kinds.items()):
-            mine = [row for row in rows if row.name.startswith(kind)]
-            shares = [_share(row) + 0.5 * (number - 1) for row in mine]
-            _points(axis, shares, [row[measure] for row in mine], colour, kind, line=True)
-            theirs = [(_share(row), row[measure].paper) for row in mine if row[measure].paper is not None]
+def noise(curves: Sequence[Curve], *, right: Row, fewer_epochs: Row) -> Picture:
+    """Accuracy and AUC against the share of wrong labels, here and in the paper, and of right labels."""
+
+    def draw(axis: Axes, measure: str) -> None:
+        for number, (curve, colour) in enumerate(zip(curves, (BLUE, ORANGE, GREEN), strict=True)):
+            percent = [100 * share + 0.5 * (number - 1) for share in curve.shares]
+            _points(axis, percent, [row[measure] for row in curve.rows], colour, curve.kind, line=True)
+            theirs = [
+                (100 * share, row[measure].paper)
+                for share, row in zip(curve.shares, curve.rows, strict=True)
+                if row[measure].paper is not None
+            ]
             if theirs:
                 axis.plot(
                     *zip(*theirs, strict=True), "o--", color=colour, markerfacecolor="none", linewidth=0.8, alpha=0.7
                 )
-        for row, colour in ((row, BLUE if row.name == "right labels" else GREY) for row in rows if "right" in row.name):
+        for row, colour in ((right, BLUE), (fewer_epochs, GREY)):
             _points(axis, [0], [row[measure]], colour, row.name)
-        axis.set(xlabel="wrong labels, % of the training rows", ylabel=_label(measure))
-    _legend_below(figure, axis)
-    told = "; ".join(f"{row.name}: {_told(row['accuracy'])}, {_told(row['auc'])}" for row in rows)
+        axis.set_xlabel("wrong labels, % of the training rows")
+
+    told = _accuracies([right, fewer_epochs, *(row for curve in curves for row in curve.rows)])
     return Picture(
         name="label_noise",
         alt=f"Accuracy and AUC against the share of wrong training labels. {told}.",
         caption="Filled: here, with 95 % bootstrap intervals; open and dashed: the paper.",
-        png=_png(figure),
+        png=_accuracy_and_auc(_figure(8.6, 4.2), draw, legend_below=True),
     )
-
-
-def _share(row: Row) -> float:
-    """The percentage in a row's name: `uniform 5 %`."""
-    return float(row.name.split()[-2])
 
 
 def transfer(before: Row, after: Sequence[Row]) -> Picture:
     """Accuracy and AUC on the second survey against the number of its examples."""
-    figure = _figure(8.2, 4.0)
     sizes = [row.n_train for row in after]
-    for axis, measure in zip(figure.subplots(1, 2), ("accuracy", "auc"), strict=True):
+
+    def draw(axis: Axes, measure: str) -> None:
         _points(axis, sizes, [row[measure] for row in after], BLUE, "after, here", line=True)
         if (value := before[measure].ours) is not None:
             axis.axhline(value, color=BLUE, linestyle=":", label="before, here")
-        for row, label, style in ((before, "before, paper", ":"), (after[-1], "after, paper", "-")):
-            paper = row[measure].paper
-            if paper is not None and row is before:
-                axis.axhline(paper, color=GREY, linestyle=style, linewidth=1, label=label)
-            elif paper is not None:
-                axis.plot(row.n_train, paper, "o", color=GREY, markerfacecolor="none", label=label)
+        if (paper := before[measure].paper) is not None:
+            axis.axhline(paper, color=GREY, linestyle=":", linewidth=1, label="before, paper")
+        if (paper := after[-1][measure].paper) is not None:
+            axis.plot(sizes[-1], paper, "o", color=GREY, markerfacecolor="none", label="after, paper")
         axis.set_xscale("log", base=2)
         axis.set_xticks(sizes, [str(size) for size in sizes])
         axis.minorticks_off()
-        axis.set(xlabel="examples of the second survey", ylabel=_label(measure))
-    _legend_below(figure, axis)
-    told = "; ".join(f"{row.name}: {_told(row['accuracy'])}, {_told(row['auc'])}" for row in (before, *after))
+        axis.set_xlabel("examples of the second survey")
+
     return Picture(
         name="transfer",
-        alt=f"Accuracy and AUC on the second survey against the number of examples. {told}.",
+        alt=f"Accuracy and AUC on the second survey against the number of examples. {_accuracies([before, *after])}.",
         caption="Fine-tuning on growing samples of the second survey, with 95 % bootstrap intervals.",
-        png=_png(figure),
+        png=_accuracy_and_auc(_figure(8.2, 4.0), draw, legend_below=True),
     )
+
+
+def _accuracy_and_auc(figure: Figure, draw: Callable[[Axes, str], None], *, legend_below: bool = False) -> bytes:
+    """Both measures side by side, each drawn on its axes; with one legend, where their contents are the same."""
+    for axis, measure in zip(figure.subplots(1, 2), ("accuracy", "auc"), strict=True):
+        draw(axis, measure)
+        axis.set_ylabel(_label(measure))
+    if legend_below:
+        handles, labels = axis.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return _png(figure)
+
+
+def _accuracies(rows: Sequence[Row]) -> str:
+    return "; ".join(f"{row.name}: {_told(row['accuracy'])}, {_told(row['auc'])}" for row in rows)
 
 
 def heat_maps(panels: Sequence[Panel]) -> Picture:
@@ -225,12 +242,6 @@ def _points(
     axis.errorbar([place for place, _ in known], values, yerr=errors, fmt=style, color=colour, capsize=2, label=label)
 
 
-def _legend_below(figure: Figure, axis: Axes) -> None:
-    """One legend for axes of the same contents."""
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-
-
 def _label(measure: str) -> str:
     return "AUC" if measure == "auc" else measure
 
@@ -247,6 +258,4 @@ def _figure(width: float, height: float) -> Figure:
 def _png(figure: Figure) -> bytes:
     for axis in figure.axes:
         axis.spines[["top", "right"]].set_visible(False)
-    sink = io.BytesIO()
-    figure.savefig(sink, format="png", dpi=DPI, metadata={"Software": None})
-    return sink.getvalue()
+    return png(figure)

@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedKFold
 
-from deepshadows.model.baselines import Kind
-from deepshadows.outcomes import InputError
+from deepshadows.model.baselines import Kind, stratified
 from deepshadows.verbs.paper.trainings import FeatureJob, Trainer
 
 
@@ -40,9 +38,6 @@ def out_of_fold(
     InputError
         A class has fewer rows than there are folds.
     """
-    fewest = min(np.count_nonzero(labels == 0), np.count_nonzero(labels == 1))
-    if fewest < folds:
-        raise InputError(f"a class has {fewest} rows; {folds} folds need at least {folds} of each")
     jobs = [
         FeatureJob(
             name=f"{kind}, fold {number}",
@@ -50,13 +45,11 @@ def out_of_fold(
             values=values,
             labels=labels,
             train=seen,
-            validation=seen if searched else seen[:0],
             test=unseen,
             seed=seed,
+            search_on=seen if searched else None,
         )
-        for number, (seen, unseen) in enumerate(
-            StratifiedKFold(folds, shuffle=True, random_state=seed).split(values, labels), start=1
-        )
+        for number, (seen, unseen) in enumerate(stratified(labels, folds, seed).split(values, labels), start=1)
     ]
     outcomes = trainer.run(None, jobs, f"{kind} in {folds} folds")
     scores = np.empty(len(labels))

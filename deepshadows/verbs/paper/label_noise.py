@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,13 +11,14 @@ from numpy.typing import NDArray
 from deepshadows.outcomes import InputError
 from deepshadows.sky.matching import ARTIFACT, LSBG
 from deepshadows.verbs.paper import figures
-from deepshadows.verbs.paper.findings import MEASURES, Section, Table, judged_logits, numbers
+from deepshadows.verbs.paper.findings import MEASURES, Row, Section, Table, judged_logits, numbers
 from deepshadows.verbs.paper.samples import Rows
 from deepshadows.verbs.paper.study import Study
-from deepshadows.verbs.paper.trainings import NetworkJob
+from deepshadows.verbs.paper.trainings import NetworkJob, Outcome
 
 Labels = NDArray[np.int8]
 
+UNIFORM = "uniform"
 TARGETED = {"LSBG to artifact": LSBG, "artifact to LSBG": ARTIFACT}
 """Kinds of targeted noise, with the class whose labels are changed."""
 
@@ -47,67 +49,80 @@ def flipped(labels: Labels, rows: Rows, count: int, seed: int, only: int | None 
     return wrong
 
 
+@dataclass(frozen=True, kw_only=True)
+class Noisy:
+    """A training on labels of which a share is wrong: `uniform`, or of a kind of `TARGETED`; None: right labels."""
+
+    kind: str | None
+    share: float
+    job: NetworkJob
+
+
 def label_noise(study: Study) -> Section:
     """Train on labels of which a share is wrong, judge on right ones."""
-    jobs = {job.name: job for job in (*_uniform(study), *_targeted(study))}
-    outcomes = study.trainer.run(study.first, list(jobs.values()), "label noise")
+    trainings = [*uniform(study), *targeted(study)]
+    outcomes = study.trainer.run(study.first, [training.job for training in trainings], "label noise")
     truth = study.first.labels
-    rows = {
-        name: job.row(numbers("label_noise", name, judged_logits(outcome.scores, truth[job.test]), MEASURES))
-        for (name, job), outcome in zip(jobs.items(), outcomes, strict=True)
-    }
-    flips = {name: int(np.count_nonzero(job.labels != truth)) for name, job in jobs.items()}
-    uniform = [row for row in rows.values() if not _is_targeted(row.name)]
-    targeted = [row for row in rows.values() if _is_targeted(row.name)]
+    rows = [_row(training.job, outcome, truth) for training, outcome in zip(trainings, outcomes, strict=True)]
+    flips = {training.job.name: int(np.count_nonzero(training.job.labels != truth)) for training in trainings}
+    count = 1 + len(study.scale.uniform)
     return Section(
         name="label_noise",
         title="Wrong labels in the training rows",
         tables=(
-            Table(title="Flipped at random", rows=tuple(uniform)),
-            Table(title="Flipped in one class only", rows=tuple(targeted)),
+            Table(title="Flipped at random", rows=tuple(rows[:count])),
+            Table(title="Flipped in one class only", rows=tuple(rows[count:])),
         ),
-        pictures=(figures.noise(list(rows.values())),),
+        pictures=(figures.noise(_curves(trainings, rows), right=rows[0], fewer_epochs=rows[count]),),
         notes=(
             "Shares are of all training labels, as in the paper (300, 1,500, 3,000 and 10,000 of 30,000); validation "
             "and test labels stay right.",
-            "Labels flipped: " + ", ".join(f"{name}: {count}" for name, count in flips.items()),
+            "Labels flipped: " + ", ".join(f"{name}: {number}" for name, number in flips.items()),
         ),
         details={"flipped": flips},
         training_seconds=sum(outcome.seconds for outcome in outcomes),
     )
 
 
-def _is_targeted(name: str) -> bool:
-    return not name.startswith("uniform") and name != "right labels"
+def _row(job: NetworkJob, outcome: Outcome, truth: Labels) -> Row:
+    return job.row(numbers("label_noise", job.name, judged_logits(outcome.scores, truth[job.test]), MEASURES))
 
 
-def _uniform(study: Study) -> list[NetworkJob]:
+def _curves(trainings: Sequence[Noisy], rows: Sequence[Row]) -> list[figures.Curve]:
+    """The rows of each kind of noise at their shares."""
+    curves = []
+    for kind in (UNIFORM, *TARGETED):
+        found = [(training.share, row) for training, row in zip(trainings, rows, strict=True) if training.kind == kind]
+        curves.append(figures.Curve(kind=kind, shares=[share for share, _ in found], rows=[row for _, row in found]))
+    return curves
+
+
+def uniform(study: Study) -> list[Noisy]:
     """Right labels, which is the training that all experiments share, then each share."""
-    base = study.binary_job(study.seed)
+    base = replace(study.binary_job(study.seed), name="right labels")
     return [
-        replace(base, name="right labels"),
-        *(_job(study, f"uniform {_percent(share)}", share, None) for share in study.scale.uniform),
+        Noisy(kind=None, share=0.0, job=base),
+        *(_noisy(study, UNIFORM, share, None, base.recipe.epochs) for share in study.scale.uniform),
     ]
 
 
-def _targeted(study: Study) -> list[NetworkJob]:
+def targeted(study: Study) -> list[Noisy]:
+    """Right labels with as many epochs as these have, then each share of each kind."""
     epochs = study.scale.targeted_epochs
+    right = _noisy(study, UNIFORM, 0.0, None, epochs)
     return [
-        _job(study, "right labels, fewer epochs", 0.0, None, epochs),
+        Noisy(kind=None, share=0.0, job=replace(right.job, name="right labels, fewer epochs")),
         *(
-            _job(study, f"{kind} {_percent(share)}", share, only, epochs)
+            _noisy(study, kind, share, only, epochs)
             for kind, only in TARGETED.items()
             for share in study.scale.targeted
         ),
     ]
 
 
-def _job(study: Study, name: str, share: float, only: int | None, epochs: int | None = None) -> NetworkJob:
+def _noisy(study: Study, kind: str, share: float, only: int | None, epochs: int) -> Noisy:
     base = study.binary_job(study.seed)
     wrong = flipped(base.labels, base.train, round(share * len(base.train)), study.seed, only)
-    recipe = base.recipe.model_copy(update={"epochs": epochs or base.recipe.epochs})
-    return replace(base, name=name, labels=wrong, recipe=recipe, keep_weights=False)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    recipe = base.recipe.model_copy(update={"epochs": epochs})
+    name = f"{kind} {100 * share:.12g} %"
+    return Noisy(kind=kind, share=share, job=replace(base, name=name, labels=wrong, recipe=recipe, keep_weights=False))

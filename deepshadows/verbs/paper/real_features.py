@@ -47,7 +47,7 @@ def real_features(study: Study) -> Section:
     url = storage.normalise(study.features)
     table = read_table(url)
     labels = labels_of(table, url)
-    features = baselines.features_of(table, FEATURES, missing="median")
+    features = baselines.features_of(table, FEATURES)
     found, chosen, rows, total = {}, {}, [], 0.0
     for name, kind in CLASSIFIERS.items():
         scores, parameters, seconds = out_of_fold(

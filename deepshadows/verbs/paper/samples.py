@@ -1,22 +1,20 @@
-"""The labelled samples of the experiments: read or simulated, freed of duplicates, split. Imports no torch."""
+"""The labelled samples of the experiments: read or simulated, freed of duplicates, split."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
 from deepshadows import schema, storage
 from deepshadows.model.baselines import Features, features_of
-from deepshadows.model.split import hold_out, id_groups, same_position, sky_blocks
+from deepshadows.model.split import groups, hold_out, same_position, sky_blocks
 from deepshadows.outcomes import InputError
 from deepshadows.sky.detections import read_table
 from deepshadows.sky.matching import ARTIFACT, LSBG
@@ -25,7 +23,6 @@ from deepshadows.verbs.simulate_cutouts import FEATURES
 from deepshadows.verbs.training_set import FEWEST_ROWS, labels_of
 
 Rows = NDArray[np.intp]
-F64 = NDArray[np.float64]
 Split = Literal["sky", "random"]
 
 TEST_SHARE = VALIDATION_SHARE = 0.125
@@ -118,7 +115,7 @@ def read_sample(url: str, name: str, *, most: int, split: Split, seed: int, orig
         origin=origin,
         images=chosen.images,
         labels=labels[rows],
-        blocks=_blocks(chosen),
+        blocks=groups(chosen.ra, chosen.dec, chosen.object_id, sky_blocks),
         features=features,
         fov_arcsec=chosen.fov_arcsec,
         stretch=chosen.stretch,
@@ -129,22 +126,10 @@ def read_sample(url: str, name: str, *, most: int, split: Split, seed: int, orig
 
 def _first_of_position(cutouts: Cutouts, rows: Rows) -> Rows:
     """The first of the rows of one arcsecond; rows without a position are one each by their id."""
-    _, first = np.unique(_by_place(cutouts.take(rows), same_position), return_index=True)
+    of_them = cutouts.take(rows)
+    places = groups(of_them.ra, of_them.dec, of_them.object_id, same_position)
+    _, first = np.unique(places, return_index=True)
     return rows[np.sort(first)]
-
-
-def _blocks(cutouts: Cutouts) -> NDArray[np.int64]:
-    return _by_place(cutouts, sky_blocks)
-
-
-def _by_place(cutouts: Cutouts, place: Callable[[F64, F64], NDArray[np.int64]]) -> NDArray[np.int64]:
-    numbers = np.empty(len(cutouts), np.int64)
-    placed = np.isfinite(cutouts.ra) & np.isfinite(cutouts.dec)
-    numbers[placed] = place(cutouts.ra[placed], cutouts.dec[placed])
-    nowhere = np.flatnonzero(~placed)
-    if len(nowhere):
-        numbers[nowhere] = id_groups(cutouts.object_id.take(pa.array(nowhere)).to_pylist())
-    return numbers
 
 
 def _at_most(labels: NDArray[np.int8], rows: Rows, most: int, seed: int) -> Rows:
@@ -170,7 +155,7 @@ def read_features(url: str, cutouts: Cutouts) -> Features | None:
             f"{address}: {place.null_count} of {len(cutouts)} cut-outs have no row here; the file belongs to other "
             "shards: make both again with `deepshadows simulate --cutouts`, or remove it to go without features"
         )
-    return features_of(table.take(place), missing="median")
+    return features_of(table.take(place))
 
 
 def split_sample(sample: Sample, split: Split, seed: int) -> Parts:

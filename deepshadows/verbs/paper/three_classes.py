@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logsumexp
+from sklearn.metrics import confusion_matrix
 
-from deepshadows.model.metrics import INTERVAL, RESAMPLES
+from deepshadows.model.metrics import RESAMPLES, interval
 from deepshadows.sky.matching import ARTIFACT, LSBG
 from deepshadows.verbs.paper import figures
 from deepshadows.verbs.paper.findings import MEASURES, Row, Section, Table, judged, numbers
@@ -52,8 +53,8 @@ def types_by_score(scores: NDArray[np.floating], labels: NDArray[np.int8], kept:
 
 def confusion(truth: NDArray[np.int8], predicted: NDArray[np.integer], classes: int = 3) -> Counts:
     """Counts (classes, classes): rows are true, columns predicted."""
-    cells = np.bincount(truth.astype(np.intp) * classes + predicted, minlength=classes**2)
-    return cells.reshape(classes, classes).astype(np.float64)
+    counts: Counts = confusion_matrix(truth, predicted, labels=range(classes)).astype(np.float64)
+    return counts
 
 
 def measures(counts: Counts) -> dict[str, NDArray[np.float64]]:
@@ -137,8 +138,7 @@ def _rows(
     found, drawn = measures(counts), measures(resampled(counts, RESAMPLES, seed))
     weighted: dict[str, float | None] = {}
     for measure, value in found.items():
-        defined = drawn[measure][np.isfinite(drawn[measure])]
-        low, high = map(float, np.percentile(defined, INTERVAL)) if len(defined) else (None, None)
+        low, high = interval(drawn[measure])
         weighted |= {measure: float(value) if np.isfinite(value) else None, f"{measure}_lo": low, f"{measure}_hi": high}
     odds = scores[:, 2].astype(np.float64) - logsumexp(scores[:, :2].astype(np.float64), axis=1)
     ranked = judged(expit(odds), (truth == 2).astype(np.int8))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from deepshadows import __version__, storage
 from deepshadows.model import baselines
 from deepshadows.model.checkpoint import fill, weights_of
-from deepshadows.model.network import DeepShadowsNet, to_input
+from deepshadows.model.network import DeepShadowsNet, in_batches
 from deepshadows.model.training import Examples, Learner, Place
 from deepshadows.outcomes import InputError, NotFoundError, UsageError
 from deepshadows.settings import Recipe
@@ -30,7 +30,6 @@ from deepshadows.verbs.paper.samples import Rows, Sample
 from deepshadows.verbs.progress import track
 from deepshadows.verbs.tasks import in_order
 
-_BATCH = 256
 _GPU_SHARE = 0.25
 """Of one GPU, for one training: the network is small and leaves most of it idle."""
 
@@ -150,7 +149,7 @@ class NetworkJob:
             learner.run_epoch()
         seconds = time.perf_counter() - started
         return Outcome(
-            scores=logits(learner.net, images[self.test], place.device),
+            scores=in_batches(learner.net, images, rows=self.test),
             seconds=seconds,
             epochs=[asdict(epoch) for epoch in learner.log],
             weights=safetensors.torch.save(weights_of(learner.net)) if self.keep_weights else None,
@@ -161,7 +160,10 @@ class NetworkJob:
 class FeatureJob:
     """Fit a classifier on the training rows and score the test rows.
 
-    Its parameters are searched on the validation rows; without any, they are the paper's.
+    Attributes
+    ----------
+    search_on : int (V,), optional
+        Rows on which its parameters are searched; without them, they are the paper's.
     """
 
     name: str
@@ -169,19 +171,20 @@ class FeatureJob:
     values: NDArray[np.float64]
     labels: NDArray[np.int8]
     train: Rows
-    validation: Rows
     test: Rows
     seed: int
+    search_on: Rows | None
 
     def identity(self) -> Sequence[Any]:
-        rows = (self.train, self.validation, self.test)
+        rows = (self.train, self.search_on, self.test)
         grid = [dict(part) for part in baselines.GRIDS[self.kind]]
-        return ("features", self.kind, self.values, self.labels, *rows, self.seed, grid, sklearn.__version__)
+        papers = dict(baselines.PAPER_PARAMETERS[self.kind])
+        return ("features", self.kind, self.values, self.labels, *rows, self.seed, grid, papers, sklearn.__version__)
 
     def work(self, images: NDArray[np.uint8], place: Workplace) -> Outcome:
         started = time.perf_counter()
-        parameters, held = dict(baselines.PAPER_PARAMETERS[self.kind]), self.validation
-        if len(held):
+        parameters, held = dict(baselines.PAPER_PARAMETERS[self.kind]), self.search_on
+        if held is not None:
             parameters = baselines.search(self.kind, self.values[held], self.labels[held], seed=self.seed).best_params_
         model = baselines.trained(self.kind, self.values[self.train], self.labels[self.train], parameters, self.seed)
         scores = baselines.probabilities(model, self.values[self.test])
@@ -194,17 +197,6 @@ def network(weights: bytes) -> DeepShadowsNet:
     net = DeepShadowsNet()
     fill(net, safetensors.torch.load(weights), "weights of an experiment")
     return net.eval()
-
-
-def logits(net: DeepShadowsNet, images: NDArray[np.uint8], device: str = "cpu") -> NDArray[np.float32]:
-    """Of all images in evaluation mode, (N,) or (N, 3)."""
-    net.eval()
-    with torch.inference_mode():
-        parts = [
-            net(to_input(torch.tensor(images[start : start + _BATCH]).to(device))).float().cpu()
-            for start in range(0, len(images), _BATCH)
-        ]
-    return torch.cat(parts).numpy()
 
 
 @ray.remote(num_cpus=1)
@@ -247,12 +239,15 @@ class Trainer:
         return done
 
     def _check_room(self) -> None:
-        """A task that asks for more than the cluster has would wait for ever."""
+        """A task that asks for more than any one node has would wait for ever."""
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        if not any(node.get("CPU", 0) >= self.place.threads for node in nodes):
-            raise UsageError(f"--threads {self.place.threads}: no node has so many CPUs; use fewer")
-        if self.place.gpu and not any(node.get("GPU", 0) for node in nodes):
-            raise UsageError("--gpus: no node has a GPU")
+        share = _GPU_SHARE if self.place.gpu else 0
+        if not any(node.get("CPU", 0) >= self.place.threads and node.get("GPU", 0) >= share for node in nodes):
+            flags = f"--threads {self.place.threads}" + (" --gpus" if self.place.gpu else "")
+            lacks = (
+                "so many CPUs and a GPU; use fewer threads, or no GPUs" if self.place.gpu else "so many CPUs; use fewer"
+            )
+            raise UsageError(f"{flags}: no node has {lacks}")
 
     def _address(self, pixels: str, job: Job) -> str:
         return storage.join(self.folder, f"{_digest((pixels, __version__, *job.identity()))}.npz")

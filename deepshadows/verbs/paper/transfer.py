@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
+from deepshadows.model.network import in_batches
 from deepshadows.model.split import hold_out
 from deepshadows.outcomes import InputError
 from deepshadows.sky.matching import ARTIFACT, LSBG
@@ -15,7 +16,7 @@ from deepshadows.verbs.paper import figures
 from deepshadows.verbs.paper.findings import Section, Table, judged_logits, numbers
 from deepshadows.verbs.paper.samples import Rows, Sample, Split, check_both
 from deepshadows.verbs.paper.study import Study
-from deepshadows.verbs.paper.trainings import NetworkJob, logits, network
+from deepshadows.verbs.paper.trainings import NetworkJob, network
 
 WATCHED_ROWS = 64
 """Test rows whose loss is logged while fine-tuning; nothing is chosen by it."""
@@ -62,7 +63,7 @@ def transfer(study: Study) -> Section:
     jobs.append(_job(study, pool, test, sizes[-1], None))
     outcomes = study.trainer.run(sample, jobs, "transfer")
     truth = sample.labels[test]
-    before = judged_logits(logits(network(weights), sample.images[test]), truth)
+    before = judged_logits(in_batches(network(weights), sample.images, rows=test), truth)
     rows = [replace(jobs[0].row(numbers("transfer", "before", before), "before"), n_train=0, epochs=0)]
     for job, outcome in zip(jobs, outcomes, strict=True):
         rows.append(job.row(numbers("transfer", job.name, judged_logits(outcome.scores, truth))))

@@ -29,6 +29,8 @@ PATH: JsonDict = {"path": "any"}
 """`json_schema_extra` of a field that names a path; of the next two, one that may be a name instead."""
 WEIGHTS: JsonDict = {"path": "weights"}
 RECIPE_FILE: JsonDict = {"path": "recipe"}
+DEFAULT_NETWORK = "deepshadows-v2"
+"""What comes with the package; see `model.shipped`."""
 _OTHER_FLAGS = {"from_checkpoint": "--from"}
 
 
@@ -234,7 +236,7 @@ RECIPES = {
         optimizer="adamw",
         learning_rate=5e-4,
         schedule="cosine",
-        epochs=20,
+        epochs=12,
         l2_conv=1e-4,
         l2_dense=1e-4,
         augment=True,
@@ -282,7 +284,9 @@ class Finetune(Cluster):
     )
     output: str = Field(description="Folder that receives the checkpoint.", json_schema_extra=PATH)
     from_checkpoint: str = Field(
-        description="Network to start from: a checkpoint, or the name of shipped weights.", json_schema_extra=WEIGHTS
+        DEFAULT_NETWORK,
+        description="Network to start from: name of shipped weights, or folder.",
+        json_schema_extra=WEIGHTS,
     )
     recipe: str = Field("finetune", description=_RECIPE, json_schema_extra=RECIPE_FILE)
     layers: Trainable | None = Field(None, description="Layers that learn; without it, those that the recipe names.")
@@ -348,7 +352,9 @@ class Classify(Cluster, Columns, TileReading):
     detections: str | None = Field(
         None, description="Detections on the tiles (Parquet, FITS or CSV).", json_schema_extra=PATH
     )
-    checkpoint: str = Field(description="Folder of the trained network, local or s3://.", json_schema_extra=WEIGHTS)
+    checkpoint: str = Field(
+        DEFAULT_NETWORK, description="Name of shipped weights, or folder of a network.", json_schema_extra=WEIGHTS
+    )
     output: str = Field(description="Run directory.", json_schema_extra=PATH)
     precision: Precision = Field("fast", description="exact: fp32 reference; fast: checked against it.")
     unit_rows: Positive = Field(20_000, description="Most rows of one work unit.")
@@ -396,10 +402,10 @@ class Experiments(Cluster):
 
 
 class Quickstart(Cluster):
-    """Simulate a small survey, train, classify, publish, and show what was found."""
+    """Simulate a small survey, classify, publish, and show what was found."""
 
     output: str = Field("quickstart", description="Folder that receives everything.", json_schema_extra=PATH)
     seed: NotNegative = Field(1, description="Seed of the simulated sky.")
-    checkpoint: str | None = Field(
-        None, description="Use this network instead of training one.", json_schema_extra=WEIGHTS
+    checkpoint: str = Field(
+        DEFAULT_NETWORK, description="Name of shipped weights, or folder of a network.", json_schema_extra=WEIGHTS
     )

@@ -51,6 +51,14 @@ class Training(_Frozen):
     from_weights_sha256: str | None = Field(None, description="Weights that training started from.")
 
 
+class Evaluation(_Frozen):
+    """One look at a sample that must not steer the training: each is counted."""
+
+    sample: str = Field(description="What was scored.")
+    commit: str = Field(description="Of the code that scored it.")
+    figures: dict[str, float] = Field(description="What was found.")
+
+
 class Card(_Frozen):
     """Everything that is known about a set of weights; stored beside them as `card.json`."""
 
@@ -71,6 +79,7 @@ class Card(_Frozen):
     recipe: dict[str, Any] = Field(default_factory=dict, description="Settings of the training.")
     training: Training | None = Field(None, description="What the weights were made from.")
     metrics: dict[str, float | int | None] = Field(default_factory=dict, description="On the validation rows.")
+    evaluations: tuple[Evaluation, ...] = Field((), description="Every evaluation on labelled real sky, in order.")
     weights_sha256: str = Field("", description="sha256 of model.safetensors.")
     uncertainty_sha256: str = Field("", description="sha256 of uncertainty.safetensors; empty: there is none.")
     software: dict[str, str] = Field(default_factory=dict, description="Versions that made the weights.")

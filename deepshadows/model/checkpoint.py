@@ -31,8 +31,16 @@ def save(url: str, net: DeepShadowsNet, card: Card, dtype: torch.dtype = torch.f
     -------
     Card
         As written.
+
+    Raises
+    ------
+    InputError
+        A weight is not finite, or too large for `dtype`; nothing was written.
     """
-    data = safetensors.torch.save({name: tensor.to(dtype) for name, tensor in weights_of(net).items()})
+    tensors = {name: tensor.to(dtype) for name, tensor in weights_of(net).items()}
+    if unfit := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+        raise InputError(f"{url}: {unfit[0]} has values that {dtype} cannot hold; nothing was written")
+    data = safetensors.torch.save(tensors)
     card = card.model_copy(update={"weights_sha256": hashlib.sha256(data).hexdigest()})
     storage.write(storage.join(url, WEIGHTS_NAME), data)
     storage.write(storage.join(url, CARD_NAME), card.model_dump_json(indent=2).encode())

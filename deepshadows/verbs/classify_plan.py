@@ -71,7 +71,9 @@ def plan(settings: Classify, run: str) -> Planned:
         units, id_type, detections = _plan_tiles(settings, run, card)
     shown = {name: getattr(settings, name) for name in SCORING_SETTINGS}
     preprocessing = {"method": METHOD, "stretch": card.stretch, "fov_arcsec": card.fov_arcsec, "bands": card.bands}
-    digest = fingerprint({**shown, **preprocessing, "card": card.model_dump()}, card.weights_sha256, units)
+    digest = fingerprint(
+        {**shown, **preprocessing, "card": card.model_dump(exclude={"evaluations"})}, card.weights_sha256, units
+    )
     record = run_record.RunRecord(
         run=digest[:16],
         fingerprint=digest,

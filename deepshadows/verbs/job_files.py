@@ -30,14 +30,14 @@ def prepare(verb: str, arguments: list[str], folder: Path) -> list[str]:
     kinds = _path_kinds(verb)
     kind_of = {settings.flag_of(name): kind for name, kind in kinds.items()}
     prepared: list[str] = []
-    words = iter([part for word in arguments for part in _spelt_out(word)])
+    words = iter(arguments)
     for word in words:
-        flag, separator, value = word.partition("=")
+        before, flag, value = _parted(word)
         if flag != "--config" and flag not in kind_of:
             prepared.append(word)
             continue
-        if not separator:
-            value = next(words, "")
+        value = next(words, "") if value is None else value
+        prepared += before
         if flag == "--config":
             _write_settings(value, kinds, folder)
             prepared += [flag, CONFIG]
@@ -46,13 +46,12 @@ def prepare(verb: str, arguments: list[str], folder: Path) -> list[str]:
     return prepared
 
 
-def _spelt_out(word: str) -> list[str]:
-    """The short flags -o and -v as click takes them, alone, together or with their value, apart and -o in full."""
-    found = re.fullmatch(r"-(v*)o(=?)(.*)", word, re.DOTALL)
-    if found is None:
-        return [word]
-    before, _, value = found.groups()
-    return [*(["-v"] if before else []), "--output", *([value] if value else [])]
+def _parted(word: str) -> tuple[list[str], str, str | None]:
+    """What stands before a flag, the flag in full, the value that the word holds; -v and -o as click takes them."""
+    if found := re.fullmatch(r"-(v*)o(.*)", word, re.DOTALL):
+        return (["-v"] if found[1] else []), "--output", found[2] or None
+    flag, separator, value = word.partition("=")
+    return [], flag, value if separator else None
 
 
 def _path_kinds(verb: str) -> dict[str, str]:

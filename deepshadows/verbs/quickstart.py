@@ -13,22 +13,20 @@ from rich.console import Console
 from deepshadows import settings, storage
 from deepshadows.catalog.collection import read_current
 from deepshadows.model import shipped
-from deepshadows.model.card import CARD_NAME, read_card
+from deepshadows.model.card import read_card
 from deepshadows.outcomes import Summary
 from deepshadows.sky.cutouts import cut
 from deepshadows.sky.detections import read_table
 from deepshadows.sky.matching import label_by_truth
 from deepshadows.sky.tile_index import scan_tiles
 from deepshadows.sky.tiles import read_tile
-from deepshadows.verbs import classify, detect, evaluate, pictures, publish, simulate, train
+from deepshadows.verbs import classify, detect, evaluate, pictures, publish, simulate
 from deepshadows.verbs.classify_plan import card_geometry
 from deepshadows.verbs.ray_session import ray_session
 
-TRAINING_CUTOUTS = 700
-"""Of each class: what 4 minutes on 2 cores allow."""
 SURVEY_TILES = 4
 SURVEY_SEED_OFFSET = 1_000_000
-"""The survey is drawn from other seeds than the training sky: nothing is judged on what was trained on."""
+"""The survey is drawn from other seeds than training skies are: nothing is judged on what was trained on."""
 MATCH_ARCSEC = 3.0
 SHOWN = 10
 PICTURED = 24
@@ -45,29 +43,27 @@ class _Places:
 
 
 def run(wanted: settings.Quickstart) -> Summary:
-    """Simulate, train, detect, classify, publish, and compare with the truth."""
+    """Simulate, detect, classify, publish, and compare with the truth."""
     started = time.monotonic()
     places = _Places(storage.normalise(wanted.output))
-    given = shipped.normalise(wanted.checkpoint) if wanted.checkpoint else None
-    if given is not None:
-        read_card(given)
+    checkpoint = shipped.normalise(wanted.checkpoint)
+    read_card(checkpoint)
     with ray_session(wanted.address):
-        checkpoint = given or _train(wanted, places)
-        _step("2/5  Simulating a survey and detecting its sources")
+        _step("1/4  Simulating a survey and detecting its sources")
         survey = places["survey"]
         tiles, truth = f"{survey}/tiles", f"{survey}/truth.parquet"
         if not storage.exists(f"{survey}/tile_index.parquet"):  # written last
             simulate.run(settings.Simulate(tiles=SURVEY_TILES, seed=wanted.seed + SURVEY_SEED_OFFSET, output=survey))
         found = detect.run(settings.Detect(tiles=tiles, output=places["detections.parquet"], cuts="des"))
-        _step("3/5  Classifying every detection")
+        _step("2/4  Classifying every detection")
         scored = classify.run(
             settings.Classify(
                 input=tiles, detections=places["detections.parquet"], checkpoint=checkpoint, output=places["run"]
             )
         )
-        _step("4/5  Publishing the catalogue")
+        _step("3/4  Publishing the catalogue")
         publish.run(settings.Publish(run=(places["run"],), catalog=places["catalog"]))
-        _step("5/5  Comparing with the truth")
+        _step("4/4  Comparing with the truth")
         judged = evaluate.run(
             settings.Evaluate(catalog=places["catalog"], truth=truth, radius_arcsec=MATCH_ARCSEC, threshold=0.5)
         )
@@ -96,16 +92,6 @@ def run(wanted: settings.Quickstart) -> Summary:
 
 def _step(title: str) -> None:
     Console(stderr=True, highlight=False).print(f"[bold]{title}[/bold]")
-
-
-def _train(wanted: settings.Quickstart, places: _Places) -> str:
-    checkpoint = places["checkpoint"]
-    if storage.exists(storage.join(checkpoint, CARD_NAME)):  # a rerun goes on with what is there
-        return checkpoint
-    _step("1/5  Simulating a training sky and training the network")
-    simulate.run(settings.Simulate(cutouts=TRAINING_CUTOUTS, seed=wanted.seed, output=places["training"]))
-    train.run(settings.Train(cutouts=places["training"], output=checkpoint, recipe="short"))
-    return checkpoint
 
 
 def _best(catalogue: pa.Table, is_lsbg: NDArray[np.bool_]) -> list[str]:

@@ -59,7 +59,10 @@ class Sample:
 
 
 def labelled_cutouts(survey: str, number: int, seed: int, size_pix: int, geometry: Geometry) -> Sample:
-    """Cut-outs of the detections of one simulated tile that pass the DES cuts, have a sure label and stand apart."""
+    """Cut-outs of the detections of one simulated tile that pass the DES cuts, have a sure label and stand apart.
+
+    Faint ones of DES, of either class, are thinned out: see `FAINT_MAG_G`.
+    """
     simulated = simulate_tile(surveys.by_name(survey), number, seed, size_pix)
     table = detect(as_tile(simulated, ("g", "r", "i", "z")))
     keep, _ = des_cuts(table, simulated.survey.pixel_scale_arcsec)
@@ -67,7 +70,7 @@ def labelled_cutouts(survey: str, number: int, seed: int, size_pix: int, geometr
     truth = simulated.truth()
     label = label_by_truth(ra, dec, truth, MATCH_RADIUS_ARCSEC)
     label[(label == LSBG) & outshone(ra, dec, mag_g, truth)] = AMBIGUOUS
-    taken = (mag_g < FAINT_MAG_G) | (np.arange(len(table)) % FAINT_EVERY == 0)
+    taken = (survey != "des") | (mag_g < FAINT_MAG_G) | (np.arange(len(table)) % FAINT_EVERY == 0)
     chosen = np.flatnonzero(keep & taken & (label >= 0))
     apart = (label[chosen] == LSBG) | standing_apart(ra[chosen], dec[chosen], mag_g[chosen])
     rows = chosen[apart]

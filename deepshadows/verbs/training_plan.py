@@ -90,7 +90,8 @@ def claim(output: str, plan: Plan) -> str | None:
     address = storage.join(output, STATE_FOLDER, PLAN_NAME)
     if storage.create(address, plan.to_json()):
         return None
-    if storage.read(address) != plan.to_json():
+    found = json.loads(storage.read(address))
+    if {**found, "recipe": {**Recipe().model_dump(), **found["recipe"]}} != asdict(plan):
         raise UsageError(
             f"{output}: an unfinished training with other cut-outs, recipe or start is here; choose another --output "
             f"or remove {storage.join(output, STATE_FOLDER)}"

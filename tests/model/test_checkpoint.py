@@ -152,3 +152,12 @@ def test_probabilities_are_platts() -> None:
     assert probabilities.dtype == np.float32
     np.testing.assert_array_equal(probabilities, expected.astype(np.float32))
     assert np.isnan(CARD.probabilities(np.array([np.nan], np.float32))).all()
+
+
+def test_weights_that_float16_cannot_hold_are_not_written(tmp_path: Path) -> None:
+    net = DeepShadowsNet()
+    with torch.no_grad():
+        net.norms[0].running_var[0] = 1e6
+    with pytest.raises(InputError, match="running_var has values that torch"):
+        checkpoint.save(str(tmp_path / "net"), net, Card(name="net"), torch.float16)
+    assert not (tmp_path / "net").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from deepshadows import storage
+from deepshadows.model.card import Evaluation, read_card
 from deepshadows.model.scorer import load_scorer
 from deepshadows.outcomes import ExitCode, HeldError, InputError, Summary, UsageError
 from deepshadows.run.lease import Lease
@@ -230,6 +232,19 @@ def test_a_finished_run_is_not_done_again_and_another_input_is_refused(checkpoin
         run(checkpoint, source, target)
 
 
+def test_a_look_that_the_card_logs_makes_no_other_run(checkpoint: str, tmp_path: Path) -> None:
+    source, copy = str(tmp_path / "in"), tmp_path / "copy"
+    write_shards(source, cutouts_of(10, labelled=False), 10)
+    shutil.copytree(checkpoint, copy)
+    first = run(str(copy), source, str(tmp_path / "a"))
+    card = read_card(str(copy))
+    logged = card.model_copy(update={"evaluations": (Evaluation(sample="s", commit="c", figures={"auc": 0.9}),)})
+    (copy / "card.json").write_text(logged.model_dump_json())
+    again = run(str(copy), source, str(tmp_path / "a"))
+    assert first.figures["rows_scored_here"] == 10
+    assert again.figures["rows_scored_here"] == 0
+
+
 def test_a_directory_with_something_else_is_refused(checkpoint: str, tmp_path: Path) -> None:
     write_shards(str(tmp_path / "in"), cutouts_of(10, labelled=False), 10)
     (tmp_path / "mine").mkdir()
@@ -292,11 +307,19 @@ def test_a_killed_driver_s_run_goes_on_with_exactly_what_is_missing(checkpoint: 
             assert time.monotonic() < deadline, "the driver commits nothing"
             assert driver.poll() is None
             time.sleep(0.05)
-        family = psutil.Process(driver.pid).children(recursive=True)
+        family = {}
+        for process in psutil.Process(driver.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                family[process] = process.name()
     finally:
         driver.kill()
     driver.wait()
-    psutil.wait_procs(family, timeout=60)  # its Ray ends by itself; a worker may finish what it has in hand
+    agents = [process for process, name in family.items() if name.endswith("Agent")]  # these outlive it by minutes
+    _, alive = psutil.wait_procs(family.keys() - agents, timeout=60)  # a worker may finish what it has in hand
+    assert not alive
+    for agent in agents:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            agent.kill()
     kept = {entry.url: entry.etag for entry in storage.list_objects(storage.join(target, "scores"))}
     assert 5 <= len(kept) < 40
     assert not storage.exists(storage.join(target, "manifest.json"))

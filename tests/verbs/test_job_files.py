@@ -37,10 +37,14 @@ def test_the_short_flag_of_the_output_is_a_path_too(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("words", "before"),
-    [(["-orun"], []), (["-o=run"], []), (["-vorun"], ["-v"]), (["-vo", "run"], ["-v"]), (["-v", "-o", "run"], ["-v"])],
+    [(["-orun"], []), (["-vorun"], ["-v"]), (["-vo", "run"], ["-v"]), (["-v", "-o", "run"], ["-v"])],
 )
 def test_the_short_flag_may_hold_its_value(folder: Path, words: list[str], before: list[str]) -> None:
     assert prepare("classify", words, folder) == [*before, "--output", f"{folder.parent}/here/run"]
+
+
+def test_a_short_flag_takes_no_equals_sign(folder: Path) -> None:
+    assert prepare("classify", ["-o=run"], folder) == ["--output", f"{folder.parent}/here/=run"]
 
 
 def test_every_text_that_is_not_marked_as_a_path_is_none() -> None:

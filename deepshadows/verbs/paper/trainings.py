@@ -130,7 +130,7 @@ class NetworkJob:
     def identity(self) -> Sequence[Any]:
         rows = (self.train, self.validation, self.test)
         told = (self.labels[self.train], self.labels[self.validation])
-        recipe = self.recipe.model_dump(exclude={"name", "threads"})
+        recipe = self.recipe.model_dump(exclude={"name", "threads", "weights"})
         return ("network", *rows, *told, self.start or b"", recipe, self.classes, self.keep_weights, torch.__version__)
 
     def work(self, images: NDArray[np.uint8], place: Workplace) -> Outcome:

@@ -91,7 +91,7 @@ def claim(output: str, plan: Plan) -> str | None:
     if storage.create(address, plan.to_json()):
         return None
     found = json.loads(storage.read(address))
-    if {**found, "recipe": {**Recipe().model_dump(), **found["recipe"]}} != asdict(plan):
+    if {**found, "recipe": Recipe().model_dump() | found.get("recipe", {})} != asdict(plan):  # new fields: defaults
         raise UsageError(
             f"{output}: an unfinished training with other cut-outs, recipe or start is here; choose another --output "
             f"or remove {storage.join(output, STATE_FOLDER)}"

@@ -1,8 +1,9 @@
 """How well a simulated tile was observed: its seeing, its depth, how its noise looks. Imports no Ray, no files.
 
 Measured on tiles and cut-outs of DES DR1 and Legacy DR5 to DR9. Sigma per pixel is 0.6 to 1.1 of the survey's nominal
-figure on the tiles, 0.4 to 0.6 on the cut-outs. Neighbouring pixels of a coadd are correlated: 2x2 means keep 0.55 to
-0.63 of the sigma of a pixel instead of 0.5. Blank sky lies up to a tenth of a sigma off zero.
+figure on the tiles and, by comparison with simulated ones, 0.4 to 0.6 on the cut-outs. Neighbouring pixels of a coadd
+are correlated: 2x2 means keep 0.55 to 0.63 of the sigma of a pixel instead of 0.5. Blank sky lies up to a tenth of a
+sigma off zero.
 """
 
 from __future__ import annotations

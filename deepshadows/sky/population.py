@@ -53,9 +53,8 @@ MEAN_COUNTS = {
     Kind.STAR_HALO: 15.0,
     Kind.TRAIL: 0.6,
 }
-"""So that a tile gives about as many artifacts as LSBGs that pass the DES cuts, most of them by bright stars, galaxies
-and spirals: of 50 real ones with labels 13 lie by a bright star, 17 by a bright galaxy, 8 have an empty centre, 6 are
-irregulars or spirals, 4 are blends."""
+"""So that a tile gives about as many artifacts as LSBGs that pass the DES cuts. The mix is not that of the sky: of 50
+real artifacts with labels 13 lie by a bright star and 17 by a bright galaxy; of the simulated ones fewer do."""
 
 CROWDING = {Kind.STAR: 0.5, Kind.STAR_HALO: 0.3, Kind.GALAXY: 0.2}
 """Scatter (natural logarithm) of the counts from tile to tile: low Galactic latitudes are crowded."""
@@ -160,8 +159,8 @@ def _colours(
 def _lsbg(rng: np.random.Generator) -> Shape:
     """Quantiles of size and colour as in DOMAIN section 6; surface brightness is 0.2 mag fainter.
 
-    With the published medians the centres of simulated cut-outs are 1.2 times as bright above the sky as those of 49
-    labelled real ones: 84 in g against 73 and 80 of their two sources, blank sky 32.
+    With the published medians the centres of simulated cut-outs are 1.1 to 1.3 times as bright above the sky as
+    those of 49 labelled real ones: 84 in g against 73 and 80 of their two sources, blank sky 32.
     """
     red = rng.random() < 1 / 3
     r_eff = float(np.exp(_quantile(rng, [0, 0.5, 0.8, 0.9, 0.97, 0.995, 1], list(np.log([2.5, 3.8, 5, 6, 9, 14, 18])))))

@@ -36,7 +36,7 @@ TOO_BRIGHT_MAG = 0.75
 SPACING_ARCSEC = 8.0
 """Of several artifacts closer than this only the brightest is taken: pieces of one structure look alike."""
 FAINT_MAG_G, FAINT_EVERY = 22.3, 3
-"""Where the DES catalogue of LSBGs ends; of fainter detections, mostly lumps of noise and halo, a third is taken."""
+"""Where the DES catalogue of LSBGs ends; of fainter detections a third is taken."""
 FEATURES = "_features.parquet"
 """Beside the shards: what `detect` measured of each cut-out, with its label."""
 SHARD_ROWS = 10_000

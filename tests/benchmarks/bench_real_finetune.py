@@ -3,7 +3,8 @@
     python -m tests.benchmarks.bench_real_finetune --real DIR [CHECKPOINT] [--repeats 4]
 
 The recipe is that of `deepshadows finetune`: a quarter of the training rows chooses the epoch and calibrates. Each row
-is judged once a repeat by a network that has not seen it; last, by the mean of its logits over the repeats.
+is judged once a repeat by a network that has not seen it; last, by the mean of its logits over the repeats. What the
+network says without fine-tuning is told, and logged, by `bench_real_sky`.
 """
 
 from __future__ import annotations
@@ -71,8 +72,6 @@ def main() -> None:
     images, labels = cutouts.images, cutouts.label
     assert labels is not None
     print(f"| network, {len(labels)} rows | {' | '.join(SHOWN)} |\n|---{'|---' * len(SHOWN)}|")
-    before = card.calibration.slope * in_batches(net, images).astype(np.float64) + card.calibration.intercept
-    print(told(wanted.checkpoint, before, labels), flush=True)
     logits = np.zeros((wanted.repeats, len(labels)))
     for repeat in range(wanted.repeats):
         recipe = RECIPES["finetune"].model_copy(update={"seed": repeat + 1})

@@ -16,8 +16,9 @@ from deepshadows.outcomes import UsageError
 Precision = Literal["exact", "fast"]
 Survey = Literal["des", "hsc"]
 ExperimentName = Literal["baselines", "splits", "label_noise", "transfer", "three_classes", "grad_cam", "real_features"]
-Trainable = Literal["all", "head", "last_block"]
-"""Layers that learn: all; the two dense ones; or these and the last convolution with its batch norm."""
+Trainable = Literal["all", "head", "last_block", "output"]
+"""Layers that learn: all; the two dense ones; these and the last convolution with its batch norm; or the last alone, by
+logistic regression in one epoch."""
 HeatMap = Literal["hires-cam", "grad-cam"]
 """How it is shown what a network looked at: see `model.explanation`."""
 Positive = Annotated[int, Field(gt=0)]
@@ -202,12 +203,15 @@ class Recipe(Settings):
         False, description="Random shifts, resampling, tint, noise and JPEG, as other layers and telescopes would give."
     )
     refresh_norms: bool = Field(False, description="Measure batch-norm statistics anew, without dropout, each epoch.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Of products in a training step; bfloat16 is faster where the processor has it."
+    )
     weights: Literal["float32", "float16"] = Field(
         "float32", description="Type of the weights in the checkpoint; float16 takes half the bytes."
     )
     keep: Literal["last", "best"] = Field("last", description="Weights of which epoch, by validation loss.")
     patience: NotNegative = Field(0, description="Stop after so many epochs without a lower validation loss; 0: never.")
-    trainable: Trainable = Field("all", description="Layers that learn: all, dense ones, or with the last convolution.")
+    trainable: Trainable = Field("all", description="Layers that learn; output: the last, by logistic regression.")
     seed: NotNegative = Field(1, description="Seed of initial weights, order and split.")
     validation_fraction: Probability = Field(0.15, description="Share of sky blocks held out to validate.")
     split: Literal["sky", "random"] = Field("sky", description="Split by blocks of sky, or at random as the paper.")
@@ -218,6 +222,7 @@ class Recipe(Settings):
 
 RECIPES = {
     "paper": Recipe(),
+    "2020": Recipe(name="2020", precision="bfloat16", weights="float16"),
     "short": Recipe(
         name="short",
         optimizer="adamw",
@@ -242,6 +247,7 @@ RECIPES = {
         augment=True,
         observe_anew=True,
         refresh_norms=True,
+        precision="bfloat16",
         weights="float16",
         keep="best",
     ),
@@ -259,6 +265,7 @@ RECIPES = {
         patience=10,
         validation_fraction=0.25,
     ),
+    "finetune_few": Recipe(name="finetune_few", epochs=1, trainable="output", keep="best", validation_fraction=0.25),
     "finetune_paper": Recipe(name="finetune_paper", learning_rate=0.005, epochs=30, batch_size=16),
 }
 """Recipes that go by name; `jobs/recipe_*.toml` hold the same, to start your own from."""

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from deepshadows.model.augmentation import observed_anew, turned
 from deepshadows.model.checkpoint import fill, weights_of
+from deepshadows.model.last_layer import fit_output
 from deepshadows.model.metrics import Judged, auc
 from deepshadows.model.network import (
     DeepShadowsNet,
@@ -142,11 +143,14 @@ class Learner:
 
     @property
     def finished(self) -> bool:
-        """All epochs are done, or the recipe's patience is at an end."""
-        return self.epochs_done >= self.recipe.epochs or 0 < self.recipe.patience <= self.without_gain
+        """All epochs are done, or the recipe's patience is at an end; a regression takes one epoch."""
+        epochs = 1 if self.recipe.trainable == "output" else self.recipe.epochs
+        return self.epochs_done >= epochs or 0 < self.recipe.patience <= self.without_gain
 
     def run_epoch(self) -> Epoch | None:
         """One pass over the training rows and, on the first worker, the validation rows; None on the others."""
+        if self.recipe.trainable == "output":
+            return self._fit_output()
         epoch = self.epochs_done + 1
         started = time.perf_counter()
         torch.manual_seed((self.recipe.seed * 100_003 + epoch) * 4_099 + self.place.rank)
@@ -168,6 +172,20 @@ class Learner:
         self._count_without_gain()
         return self.log[-1] if self.place.rank == 0 else None
 
+    def _fit_output(self) -> Epoch | None:
+        """Every worker does the same, on all training rows."""
+        started = time.perf_counter()
+        images, labels = self.examples.images[self._train_rows], self.examples.labels[self._train_rows]
+        fit_output(self.net, images, labels)
+        images_per_s = len(images) / (time.perf_counter() - started)
+        self.epochs_done = 1
+        if self.place.rank != 0:
+            return None
+        logits, targets = torch.from_numpy(self.logits(self._train_rows)), torch.from_numpy(labels)
+        accuracy = float((decided(logits) == targets).double().mean())
+        self.log.append(self._validated(1, float(crossentropy(logits, targets, "mean")), accuracy, images_per_s))
+        return self.log[-1]
+
     def _count_without_gain(self) -> None:
         """The first worker tells the others, so that all stop after the same epoch."""
         self.without_gain = epochs_without_gain(tuple(self.log)) if self.place.rank == 0 else 0
@@ -187,7 +205,9 @@ class Learner:
         """One step; sums of cross-entropy and correct rows of this worker's part, and the penalty."""
         mine = batch.part(self.place)
         labels = torch.from_numpy(self.examples.labels[mine.rows]).to(self.place.device)
-        logits = self._model(self._input(mine))
+        mixed = self.recipe.precision == "bfloat16"
+        with torch.autocast(torch.device(self.place.device).type, torch.bfloat16, enabled=mixed):
+            logits = self._model(self._input(mine)).float()
         total = crossentropy(logits, labels, "sum")
         # gradients are averaged over the workers, whose parts may differ by one row
         loss = total * self.place.workers / len(batch.rows)

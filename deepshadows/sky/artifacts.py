@@ -39,14 +39,14 @@ def draw_star_halo(canvas: Canvas, item: SkyObject) -> None:
         core = 1.6 / (np.pi * width**2) * (1 + radius2 / width**2) ** -2.6
         canvas.flux[band, window.rows, window.columns] += (light[band] * core).astype(np.float32)
     aureole = 10 ** (-0.4 * HALO_MAG_AT_10_ARCSEC) * 100 / (radius_arcsec**2 + 9) * np.exp(-radius_arcsec / 30)
-    tint = rng.lognormal(0, 0.12, 4) * np.array([1.0, 0.7, 0.8, 1.1])
+    tint = rng.lognormal(0, 0.12, 4) * np.array([1.0, 0.85, 0.9, 1.05])
     canvas.add_shape(window, aureole * pixel_area, light * tint)
     _draw_reflection(canvas, window, radius_arcsec, light * pixel_area, rng)
     canvas.add_shape(window, _spikes(canvas, window, rng), light * rng.lognormal(0, 0.25, 4))
     if rng.random() < 0.3:  # a streak in one band only, as coadds of few exposures keep
         streak = _ray(window, float(rng.uniform(80, 100)), canvas.pix(0.5), canvas.pix(25))
         canvas.add_shape(window, streak * 0.02, 0.15 * light * np.eye(4)[int(rng.choice([0, 3, 3]))])
-    for _ in range(int(rng.poisson(4.0))):
+    for _ in range(int(rng.poisson(3.0))):
         _draw_plume(canvas, item, rng, far_arcsec=float(rng.uniform(6, 26)), colour=light / light.mean() * tint**0.5)
     _draw_bleed(canvas, window, item, light, rng)
 
@@ -55,7 +55,7 @@ def _draw_reflection(canvas: Canvas, window: Window, radius: F64, light: F64, rn
     """Disc with soft edges around the star, pink in z, r, g; and, off its centre, a large faint ghost."""
     edge = float(rng.uniform(5.5, 8.0))
     disc = 10 ** (-0.4 * 9.3) / (1 + np.exp((radius - edge) / 0.35))
-    canvas.add_shape(window, disc, light * rng.lognormal(0, 0.15, 4) * np.array([0.8, 0.5, 0.6, 1.3]))
+    canvas.add_shape(window, disc, light * rng.lognormal(0, 0.15, 4) * np.array([0.9, 0.7, 0.75, 1.2]))
     angle, far = rng.uniform(0, 2 * np.pi), float(rng.uniform(10, 30))
     scale = canvas.survey.pixel_scale_arcsec
     away = np.hypot(window.dx * scale - far * np.cos(angle), window.dy * scale - far * np.sin(angle))
@@ -111,16 +111,16 @@ def draw_big_galaxy(canvas: Canvas, item: SkyObject) -> None:
     norm = 2 * np.pi * 4 * r_eff**2 * np.exp(7.669) * 7.669**-8 * gamma(8)
     canvas.add_shape(window, np.exp(-7.669 * ((radius / r_eff) ** 0.25 - 1)) / norm, light)
     colour = light / light[0]
-    for _ in range(int(rng.integers(2, 6))):
+    for _ in range(int(rng.poisson(2.5))):
         far = item.r_eff_arcsec * float(rng.uniform(1.2, 3.5))
         _draw_plume(canvas, item, rng, far_arcsec=far, colour=colour)
 
 
 def _draw_plume(canvas: Canvas, item: SkyObject, rng: np.random.Generator, *, far_arcsec: float, colour: F64) -> None:
-    """Diffuse light bent around a galaxy or star, peak surface brightness 24.2 to 26.2 mag/arcsec2 (colour 1)."""
+    """Diffuse light bent around a galaxy or star, peak surface brightness 24.3 to 26.2 mag/arcsec2 (colour 1)."""
     where = float(rng.uniform(0, 2 * np.pi))
     far = canvas.pix(far_arcsec)
-    sigma_across = canvas.pix(float(rng.uniform(1.5, 3.5)))
+    sigma_across = canvas.pix(float(rng.uniform(1.0, 3.0)))
     sigma_along = sigma_across * float(rng.uniform(1.0, 2.5))
     x, y = item.x + far * np.cos(where), item.y + far * np.sin(where)
     window = canvas.window(x, y, 3 * sigma_along)
@@ -131,7 +131,7 @@ def _draw_plume(canvas: Canvas, item: SkyObject, rng: np.random.Generator, *, fa
     turned = np.arctan2(from_galaxy_y, from_galaxy_x) - where
     along = far * np.arctan2(np.sin(turned), np.cos(turned))
     shape = np.exp(-0.5 * ((outward / sigma_across) ** 2 + (along / sigma_along) ** 2))
-    peak_mag = float(rng.uniform(24.2, 26.2))
+    peak_mag = float(rng.uniform(24.3, 26.2))
     peak = canvas.survey.counts(np.array(peak_mag)) * canvas.survey.pixel_scale_arcsec**2
     canvas.add_shape(window, shape, colour * float(peak))
 

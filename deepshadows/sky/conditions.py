@@ -18,13 +18,13 @@ from deepshadows.sky.surveys import Survey
 
 F64 = NDArray[np.float64]
 
-DEPTH = (0.85, 0.85, 0.80, 0.65)
-"""Median of a tile's sigma on large scales over the nominal one, g, r, i, z; with the median grain 0.64 of that remains
+DEPTH = (0.80, 0.80, 0.76, 0.60)
+"""Median of a tile's sigma on large scales over the nominal one, g, r, i, z; with the median grain 0.73 of that remains
 per pixel."""
-DEPTH_SCATTER = 0.25
+DEPTH_SCATTER = 0.20
 """Natural logarithm, as all scatters here."""
 BAND_SCATTER = 0.12
-GRAIN = (0.05, 0.16)
+GRAIN = (0.03, 0.12)
 LEVEL = (-0.02, 0.05)
 """Mean and scatter of what the background estimate leaves of blank sky, in sigmas: it takes faint halos for sky."""
 SEEING_SCATTER = 0.07

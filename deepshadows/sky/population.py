@@ -17,9 +17,11 @@ from deepshadows.sky.surveys import Survey
 
 
 class Kind(enum.StrEnum):
-    """What an object is. Only `LSBG` has label 1."""
+    """What an object is. `LSBG` and `DWARF` have label 1."""
 
     LSBG = "lsbg"
+    DWARF = "dwarf"
+    """LSBG larger and fainter than most of a survey's, as nearby groups and clusters hold."""
     STAR = "star"
     GALAXY = "galaxy"
     STAR_HALO = "star_halo"
@@ -43,14 +45,15 @@ REFERENCE_AREA_ARCSEC2 = (2048 * 0.263) ** 2
 
 MEAN_COUNTS = {
     Kind.GALAXY: 1700.0,
-    Kind.STAR: 360.0,
+    Kind.STAR: 280.0,
     Kind.CIRRUS: 5.0,
-    Kind.BIG_GALAXY: 15.0,
-    Kind.SPIRAL: 16.0,
-    Kind.LSBG: 55.0,
+    Kind.STAR_HALO: 30.0,
+    Kind.BIG_GALAXY: 26.0,
+    Kind.SPIRAL: 18.0,
+    Kind.LSBG: 52.0,
+    Kind.DWARF: 16.0,
     Kind.IRREGULAR: 16.0,
-    Kind.BLEND: 26.0,
-    Kind.STAR_HALO: 15.0,
+    Kind.BLEND: 28.0,
     Kind.TRAIL: 0.6,
 }
 """So that a tile gives about as many artifacts as LSBGs that pass the DES cuts. The mix is not that of the sky: of 50
@@ -58,6 +61,13 @@ real artifacts with labels 13 lie by a bright star and 17 by a bright galaxy; of
 
 CROWDING = {Kind.STAR: 0.5, Kind.STAR_HALO: 0.3, Kind.GALAXY: 0.2}
 """Scatter (natural logarithm) of the counts from tile to tile: low Galactic latitudes are crowded."""
+
+COMPANIONS = {Kind.BIG_GALAXY: 4.0, Kind.SPIRAL: 2.0, Kind.STAR_HALO: 2.0}
+"""Mean number of small galaxies within `COMPANION_ARCSEC` of each, beyond those that lie there by chance."""
+COMPANION_ARCSEC = (4.0, 22.0)
+NEAR_BRIGHT_ARCSEC = 22.0
+LOST_NEAR_BRIGHT = 0.8
+"""Share of LSBGs so near to such an object that nobody calls them LSBGs: its light is on them. They are left out."""
 
 EDGE_PIX = 24
 """Rare objects keep this distance from the edge of their tile; ordinary ones keep none."""
@@ -85,7 +95,7 @@ class SkyObject:
 
     @property
     def label(self) -> int:
-        return int(self.kind is Kind.LSBG)
+        return int(self.kind in (Kind.LSBG, Kind.DWARF))
 
     @property
     def mu_eff_g(self) -> float:
@@ -116,19 +126,38 @@ def draw_population(rng: np.random.Generator, survey: Survey, size_pix: int) -> 
         Side of the tile.
     """
     area = (size_pix * survey.pixel_scale_arcsec) ** 2 / REFERENCE_AREA_ARCSEC2
-    objects = []
+    objects: list[SkyObject] = []
     for kind, mean in MEAN_COUNTS.items():
         crowding = float(rng.lognormal(0, CROWDING.get(kind, 0.0)))
+        edge = 0 if kind in (Kind.GALAXY, Kind.STAR) else EDGE_PIX
+        bright = np.array([(item.x, item.y) for item in objects if item.kind in COMPANIONS]).reshape(-1, 2)
         for _ in range(int(rng.poisson(mean * area * crowding))):
-            edge = 0 if kind in (Kind.GALAXY, Kind.STAR) else EDGE_PIX
             x, y = rng.uniform(edge - 0.5, size_pix - edge - 0.5, 2)
+            if kind in (Kind.LSBG, Kind.DWARF) and rng.random() < LOST_NEAR_BRIGHT:
+                near = np.hypot(*(bright - (x, y)).T) * survey.pixel_scale_arcsec
+                if (near < NEAR_BRIGHT_ARCSEC).any():
+                    continue
             objects.append(make_object(rng, kind, float(x), float(y)))
+            objects += _companions(rng, objects[-1], survey)
     return objects
 
 
-def make_object(rng: np.random.Generator, kind: Kind, x: float, y: float) -> SkyObject:
-    """One object of a kind at a place (pixels)."""
-    shape = _DRAWS[kind](rng)
+def _companions(rng: np.random.Generator, item: SkyObject, survey: Survey) -> list[SkyObject]:
+    """Small galaxies in the light of a large galaxy or a bright star, where they are detected as if they were wide."""
+    companions = []
+    for _ in range(int(rng.poisson(COMPANIONS.get(item.kind, 0.0)))):
+        far = float(rng.uniform(*COMPANION_ARCSEC)) / survey.pixel_scale_arcsec
+        where = float(rng.uniform(0, 2 * np.pi))
+        x, y = item.x + far * float(np.cos(where)), item.y + far * float(np.sin(where))
+        companions.append(make_object(rng, Kind.GALAXY, x, y, _companion))
+    return companions
+
+
+def make_object(
+    rng: np.random.Generator, kind: Kind, x: float, y: float, draw: Callable[[np.random.Generator], Shape] | None = None
+) -> SkyObject:
+    """One object of a kind at a place (pixels), of the shape that its kind, or else `draw`, gives it."""
+    shape = (draw or _DRAWS[kind])(rng)
     return SkyObject(
         kind=kind,
         x=x,
@@ -173,9 +202,26 @@ def _lsbg(rng: np.random.Generator) -> Shape:
     return Shape(_colours(float(mag_g), g_i, 0.08 + 0.15 * g_i, 0.02, rng), r_eff, round(sersic_n, 1), ellipticity)
 
 
+def _dwarf(rng: np.random.Generator) -> Shape:
+    """Smooth, neither blue nor red, up to 2 mag fainter in the centre than half of the LSBGs."""
+    r_eff = float(np.exp(rng.uniform(np.log(3.0), np.log(12))))
+    mu_eff = float(rng.uniform(25.2, 27.2))
+    mag_g = mu_eff - 2.5 * float(np.log10(2 * np.pi * r_eff**2))
+    g_i = float(rng.normal(0.7, 0.12))
+    sersic_n = round(float(rng.uniform(0.5, 1.2)), 1)
+    return Shape(_colours(mag_g, g_i, 0.08 + 0.15 * g_i, 0.02, rng), r_eff, sersic_n, float(rng.uniform(0.02, 0.6)))
+
+
 def _galaxy(rng: np.random.Generator) -> Shape:
     """Number counts rising as 10^(0.35 r); half-light radii fall from 2.5" at r=17.5 to 0.35" at r=24.5."""
-    mag_r = _from_counts(rng, 17.5, 24.6, 0.35)
+    return _galaxy_of(_from_counts(rng, 17.5, 24.6, 0.35), rng)
+
+
+def _companion(rng: np.random.Generator) -> Shape:
+    return _galaxy_of(_from_counts(rng, 20.5, 23.4, 0.2), rng)
+
+
+def _galaxy_of(mag_r: float, rng: np.random.Generator) -> Shape:
     early = rng.random() < 0.35
     r_eff = 2.2 * 10 ** (-0.115 * (mag_r - 17.5)) * float(rng.lognormal(0, 0.3))
     if early:
@@ -262,6 +308,7 @@ def _from_counts(rng: np.random.Generator, brightest: float, faintest: float, sl
 
 _DRAWS: dict[Kind, Callable[[np.random.Generator], Shape]] = {
     Kind.LSBG: _lsbg,
+    Kind.DWARF: _dwarf,
     Kind.STAR: _star,
     Kind.GALAXY: _galaxy,
     Kind.STAR_HALO: _star_halo,

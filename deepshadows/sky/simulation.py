@@ -36,6 +36,7 @@ DITHER_SEED = 1
 
 _DRAW: dict[Kind, Callable[[Canvas, SkyObject], None]] = {
     Kind.LSBG: rendering.draw_lsbg,
+    Kind.DWARF: rendering.draw_lsbg,
     Kind.GALAXY: rendering.draw_galaxy,
     Kind.STAR_HALO: artifacts.draw_star_halo,
     Kind.BIG_GALAXY: artifacts.draw_big_galaxy,

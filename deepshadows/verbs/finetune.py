@@ -71,6 +71,8 @@ def recipe_for(settings: Finetune, card: Card) -> Recipe:
     """
     recipe = read_recipe(settings.recipe)
     values: dict[str, Any] = {} if settings.layers is None else {"trainable": settings.layers}
+    if settings.layers == "output":
+        values["epochs"] = 1
     for name in ("fov_arcsec", "stretch"):
         wanted = getattr(settings, name)
         values[name] = getattr(card, name) if wanted is None else wanted
@@ -123,7 +125,7 @@ def _warnings(before: Figures, after: Figures) -> list[str]:
     if now <= was:
         warnings.append(
             f"warning: not better than before (AUC {was:.3f}, now {now:.3f}): stay with the old network, or give more "
-            "cut-outs, or let fewer layers learn with --layers head"
+            "cut-outs, or let fewer layers learn with --layers head or output"
         )
     if (rows := before["n"]) is not None and rows < FEW_ROWS:
         warnings.append(f"warning: {rows} rows judge roughly: look at the intervals, or hold out more labels")

@@ -1,8 +1,8 @@
 """What some 100 real labels buy: a network fine-tuned on four fifths of them, judged on the last fifth.
 
-    python -m tests.benchmarks.bench_real_finetune --real DIR [CHECKPOINT] [--repeats 4]
+    python -m tests.benchmarks.bench_real_finetune --real DIR [CHECKPOINT] [--repeats 4] [--recipe finetune_few]
 
-The recipe is that of `deepshadows finetune`: a quarter of the training rows chooses the epoch and calibrates. Each row
+The recipe is one of `deepshadows finetune`: a quarter of the training rows chooses the epoch and calibrates. Each row
 is judged once a repeat by a network that has not seen it; last, by the mean of its logits over the repeats. What the
 network says without fine-tuning is told, and logged, by `bench_real_sky`.
 """
@@ -63,6 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--real", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=4)
+    parser.add_argument("--recipe", default="finetune_few")
     parser.add_argument("checkpoint", nargs="?", default=DEFAULT_NETWORK)
     wanted = parser.parse_args()
     print(machine())
@@ -74,7 +75,7 @@ def main() -> None:
     print(f"| network, {len(labels)} rows | {' | '.join(SHOWN)} |\n|---{'|---' * len(SHOWN)}|")
     logits = np.zeros((wanted.repeats, len(labels)))
     for repeat in range(wanted.repeats):
-        recipe = RECIPES["finetune"].model_copy(update={"seed": repeat + 1})
+        recipe = RECIPES[wanted.recipe].model_copy(update={"seed": repeat + 1})
         for train, test in StratifiedKFold(FOLDS, shuffle=True, random_state=repeat).split(labels, labels):
             learner = fine_tuned(net, images[train], labels[train], recipe)
             logits[repeat, test] = scaled_logits(learner, images[test])

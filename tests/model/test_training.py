@@ -149,7 +149,11 @@ def test_labels_beyond_the_classes_are_refused(classes: int, label: int) -> None
 
 @pytest.mark.parametrize(
     ("trainable", "moved"),
-    [("head", {"hidden", "output"}), ("last_block", {"convs.2", "norms.2", "hidden", "output"})],
+    [
+        ("head", {"hidden", "output"}),
+        ("last_block", {"convs.2", "norms.2", "hidden", "output"}),
+        ("output", {"output"}),
+    ],
 )
 @pytest.mark.parametrize("optimizer", ["adamw", "adadelta"])
 def test_only_the_layers_of_the_recipe_move(trainable: Trainable, moved: set[str], optimizer: str) -> None:

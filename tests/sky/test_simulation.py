@@ -158,7 +158,7 @@ def test_every_artifact_kind_appears_and_is_drawn() -> None:
     rng = np.random.default_rng(3)
     drawn = {item.kind for _ in range(8) for item in population.draw_population(rng, DES, 2048)}
     assert drawn == set(Kind)
-    artifacts = set(Kind) - {Kind.LSBG, Kind.STAR, Kind.GALAXY}
+    artifacts = set(Kind) - {Kind.LSBG, Kind.DWARF, Kind.STAR, Kind.GALAXY}
     assert len(artifacts) >= 6
     for kind in artifacts:
         canvas = Canvas.blank(DES, 512)
@@ -190,6 +190,32 @@ def test_lsbgs_follow_the_published_distributions() -> None:
     assert np.median(mu[red]) == pytest.approx(24.9 + 0.2, abs=0.1)
     assert max(item.ellipticity for item in lsbgs) < 0.7
     assert np.median([item.sersic_n for item in lsbgs]) == pytest.approx(1.05, abs=0.1)
+
+
+def test_dwarfs_are_lsbgs_larger_and_fainter_than_most() -> None:
+    rng = np.random.default_rng(6)
+    lsbgs, dwarfs = ([make_object(rng, kind, 0.0, 0.0) for _ in range(500)] for kind in (Kind.LSBG, Kind.DWARF))
+    assert {item.label for item in [*lsbgs, *dwarfs]} == {1}
+    assert np.median([item.mu_eff_g for item in dwarfs]) > np.percentile([item.mu_eff_g for item in lsbgs], 85)
+    assert np.median([item.r_eff_arcsec for item in dwarfs]) > np.percentile([item.r_eff_arcsec for item in lsbgs], 75)
+
+
+def test_bright_objects_have_companions_and_few_lsbgs_beside_them() -> None:
+    rng = np.random.default_rng(7)
+    tiles = [population.draw_population(rng, DES, 2048) for _ in range(10)]
+    beside: dict[Kind, float] = {}  # in the ring around a bright object, over what an even spread would give
+    for kind in (Kind.GALAXY, Kind.LSBG):
+        inside = total = expected = 0.0
+        for objects in tiles:
+            bright = np.array([(item.x, item.y) for item in objects if item.kind in population.COMPANIONS])
+            places = np.array([(item.x, item.y) for item in objects if item.kind is kind])
+            near = 16 / DES.pixel_scale_arcsec
+            inside += (np.hypot(*(places[:, None] - bright).transpose(2, 0, 1)) < near).sum()
+            total += len(places)
+            expected += len(places) * len(bright) * np.pi * near**2 / 2048**2
+        beside[kind] = inside / expected
+    assert beside[Kind.GALAXY] > 1.2
+    assert beside[Kind.LSBG] < 0.5
 
 
 def test_tiles_lie_side_by_side() -> None:

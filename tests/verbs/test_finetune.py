@@ -114,6 +114,15 @@ def test_head_alone_leaves_the_convolutions_and_a_network_that_gained_nothing_is
     assert any(line.startswith("warning: not better than before (AUC ") for line in summary.text)
 
 
+def test_the_last_layer_alone_learns_from_few_rows_in_one_epoch(ray_local: None, trained: str, tmp_path: Path) -> None:
+    wanted = settings(tmp_path, other_survey(60), trained, epochs=9, refresh=False, layers="output")
+    summary = finetune.run(wanted)
+    assert summary.figures["epochs"] == 1
+    before, after = (weights_of(checkpoint.load(url)[0]) for url in (trained, wanted.output))
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {"output.weight", "output.bias"}
+    assert summary.figures["after_auc"] > 0.9
+
+
 def test_twenty_rows_of_another_field_and_stretch_are_a_transfer_when_the_flags_say_so(
     ray_local: None, trained: str, tmp_path: Path
 ) -> None:

@@ -1,0 +1,203 @@
+"""The scorer beside other ways to run the same network on the same images, each at its best batch.
+
+    python -m tests.benchmarks.bench_scorer [--images 4096] [--rounds 3] [--real DIR]
+
+Contenders: torch eager and torch.compile in fp32 and bf16, ONNX Runtime, OpenVINO in fp32 and bf16; what is not
+installed is said. Every one returns the logit alone; the scorer as it is used also returns an uncertainty and a
+distance, so its rate is told with and without them. Each contender is checked against the fp32 reference by the guard
+of `classify --precision fast`; one that fails it is told as failing. DIR holds npz files of real cut-outs, to check on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from deepshadows.model import checkpoint, engines, uncertainty
+from deepshadows.model.card import Card
+from deepshadows.model.engines import Engine
+from deepshadows.model.network import DeepShadowsNet, to_input
+from deepshadows.settings import DEFAULT_NETWORK
+from deepshadows.sky.cutouts import Geometry
+from deepshadows.sky.shards import read_npz
+from deepshadows.sky.stretch import stretch_named
+from deepshadows.verbs.simulate_cutouts import labelled_cutouts
+from tests.benchmarks.bench_classify import machine
+
+Images = NDArray[np.uint8]
+Run = Callable[[Images], NDArray[np.float32]]
+"""Logits (N,) of one batch (N, 64, 64, 3)."""
+BATCHES = (32, 64, 256, 1024)
+
+
+def torch_ways(net: DeepShadowsNet, batch: int) -> Iterator[tuple[str, Run]]:
+    net = net.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def eager(forward: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype) -> Run:
+        def run(images: Images) -> NDArray[np.float32]:
+            with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=dtype is torch.bfloat16):
+                return forward(torch.from_numpy(images)).float().numpy()
+
+        return run
+
+    def whole(images: torch.Tensor) -> torch.Tensor:
+        return net(to_input(images))
+
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        yield f"torch eager {name}", eager(whole, dtype)
+        compiled = torch.compile(whole, dynamic=False, options={"freezing": True})
+        yield f"torch.compile {name}", eager(compiled, dtype)
+
+
+def onnx_ways(net: DeepShadowsNet, batch: int) -> Iterator[tuple[str, Run]]:
+    import onnxruntime  # type: ignore[import-not-found]
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "net.onnx")
+        example = to_input(torch.zeros((batch, 64, 64, 3), dtype=torch.uint8)).contiguous()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(net, (example,), path, input_names=["x"], dynamo=True, verbose=False)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = os.cpu_count() or 1
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def run(images: Images) -> NDArray[np.float32]:
+        x = np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32) / 255
+        return np.asarray(session.run(None, {"x": x})[0])
+
+    yield "ONNX Runtime fp32", run
+
+
+def openvino_ways(net: DeepShadowsNet, batch: int) -> Iterator[tuple[str, Run]]:
+    import openvino  # type: ignore[import-not-found]
+
+    class FromBytes(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.as_tensor(net(images.permute(0, 3, 1, 2).float() / 255))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shape = (batch, 64, 64, 3)
+        model = openvino.convert_model(FromBytes().eval(), example_input=torch.zeros(shape, dtype=torch.uint8))
+        model.reshape(shape)
+    for name in ("f32", "bf16"):
+        settings = {"INFERENCE_PRECISION_HINT": name, "PERFORMANCE_HINT": "THROUGHPUT"}
+        compiled = openvino.Core().compile_model(model, "CPU", settings)
+        yield f"OpenVINO {name.replace('f32', 'fp32')}", _queued(openvino, compiled)
+
+
+def _queued(openvino: object, compiled: object) -> Run:
+    """Batches in as many requests at a time as the compiled model asks for."""
+    shape = tuple(compiled.input(0).shape)  # type: ignore[attr-defined]
+
+    def run(images: Images) -> NDArray[np.float32]:
+        logits = np.empty(len(images), np.float32)
+        queue = openvino.AsyncInferQueue(compiled)  # type: ignore[attr-defined]
+
+        def keep(request: object, start: int) -> None:
+            logits[start : start + shape[0]] = request.get_output_tensor(0).data.ravel()  # type: ignore[attr-defined]
+
+        queue.set_callback(keep)
+        for start in range(0, len(images), shape[0]):
+            queue.start_async({0: images[start : start + shape[0]]}, start)
+        queue.wait_all()
+        return logits
+
+    run.takes_many = True  # type: ignore[attr-defined]
+    return run
+
+
+def our_ways(fitted: uncertainty.Uncertainty | None, net: DeepShadowsNet, batch: int) -> Iterator[tuple[str, Run]]:
+    threads = os.cpu_count() or 1
+
+    def logits_of(engine: Engine) -> Run:
+        def run(images: Images) -> NDArray[np.float32]:
+            return engine.measure(images).logits
+
+        run.takes_many = True  # type: ignore[attr-defined]
+        return run
+
+    for name, more in (("the scorer", None), ("the scorer, with error and distance", fitted)):
+        engine = engines.folded_cpu(net, torch.bfloat16, more, batch_size=batch, threads=threads)
+        yield name, logits_of(engine)
+
+
+def over(run: Run, images: Images, batch: int) -> NDArray[np.float32]:
+    if getattr(run, "takes_many", False):
+        return run(images)
+    return np.concatenate([run(images[start : start + batch]) for start in range(0, len(images), batch)])
+
+
+def rate(run: Run, images: Images, batch: int) -> float:
+    started = time.perf_counter()
+    over(run, images, batch)
+    return len(images) / (time.perf_counter() - started)
+
+
+def agreement(card: Card, logits: NDArray[np.float32], reference: NDArray[np.float32]) -> str:
+    """By the guard of DESIGN section 5: |dp| at most 0.02, median at most 0.002, decisions as they were."""
+    p, q = card.probabilities(logits.ravel()).astype(float), card.probabilities(reference).astype(float)
+    apart = np.abs(p - q)
+    flipped = int(((p >= card.threshold) != (q >= card.threshold)).sum())
+    good = apart.max() <= 0.02 and np.median(apart) <= 0.002 and flipped <= max(1, len(p) / 2000)
+    return f"{'yes' if good else 'NO'}: max {apart.max():.4f}, median {np.median(apart):.5f}, {flipped} flipped"
+
+
+def sample(card: Card, rows: int, real: Path | None) -> Images:
+    """Simulated cut-outs, repeated where there are fewer than `rows`, a multiple of every batch, and the real ones."""
+    geometry = Geometry(fov_arcsec=card.fov_arcsec, bands=card.bands, stretch=stretch_named(card.stretch))
+    parts = [labelled_cutouts("des", number, 99, 1024, geometry).cutouts.images for number in range(8)]
+    if real is not None:
+        parts += [read_npz(str(path), geometry).images for path in sorted(real.glob("*.npz"))]
+    images = np.concatenate(parts)
+    return np.ascontiguousarray(np.tile(images, (-(-rows // len(images)), 1, 1, 1))[:rows])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--images", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--real", type=Path)
+    parser.add_argument("--checkpoint", default=DEFAULT_NETWORK)
+    wanted = parser.parse_args()
+    print(machine())
+    net, card = checkpoint.load(wanted.checkpoint)
+    images = sample(card, wanted.images, wanted.real)
+    reference = engines.exact_cpu(net, threads=os.cpu_count() or 1).measure(images).logits
+    runs: dict[str, dict[int, Run]] = {}
+    agrees: dict[str, str] = {}
+    ways = (partial(our_ways, uncertainty.read(wanted.checkpoint, card)), torch_ways, onnx_ways, openvino_ways)
+    for batch in BATCHES:
+        for make in ways:
+            try:
+                for name, run in make(checkpoint.load(wanted.checkpoint)[0], batch):
+                    agrees[name] = agreement(card, over(run, images, batch), reference)  # also compiles
+                    runs.setdefault(name, {})[batch] = run
+            except ImportError as error:
+                print(f"left out: {error}")
+    rates: dict[tuple[str, int], list[float]] = {}
+    for _ in range(wanted.rounds):
+        for name, by_batch in runs.items():
+            for batch, run in by_batch.items():
+                rates.setdefault((name, batch), []).append(rate(run, images, batch))
+    print(f"{len(images)} images, median of {wanted.rounds} rounds")
+    print("| | images/s | batch | as the reference |\n|---|---|---|---|")
+    for name, by_batch in runs.items():
+        best = max(by_batch, key=lambda batch: statistics.median(rates[name, batch]))
+        print(f"| {name} | {statistics.median(rates[name, best]):.0f} | {best} | {agrees[name]} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""How well OUT_OF_DOMAIN tells wrong images from right ones, on simulated tiles that no network has seen.
+
+    python -m tests.benchmarks.bench_domain [CHECKPOINT] [--tiles 6] [--seed 3]
+
+Of the same detections are cut: the network's own field (right), half and twice of it, another survey's stretch and a
+linear one; the rest is made from the right ones or from nothing. AUROC of the distance, and the share that is flagged.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from deepshadows.model.scorer import load_scorer
+from deepshadows.settings import DEFAULT_NETWORK
+from deepshadows.sky import stretch
+from deepshadows.sky.cutouts import Geometry
+from deepshadows.sky.stretch import stretch_named
+from deepshadows.verbs.simulate_cutouts import labelled_cutouts
+from tests.benchmarks.bench_classify import machine
+
+Images = NDArray[np.uint8]
+SIZE_PIX = 1536
+
+
+def cut(geometry: Geometry, tiles: int, seed: int) -> Images:
+    parts = [labelled_cutouts("des", number, seed, SIZE_PIX, geometry).cutouts.images for number in range(tiles)]
+    return np.concatenate(parts)
+
+
+def made(right: Images) -> dict[str, Images]:
+    rng = np.random.default_rng(1)
+    wide = right.astype(np.int64)
+    sky = np.median(right, axis=(1, 2), keepdims=True)
+    noise = rng.normal(sky, 6, right.shape)
+    return {
+        "blank": np.broadcast_to(sky, right.shape).astype(np.uint8),
+        "noise only": np.clip(np.rint(noise), 0, 255).astype(np.uint8),
+        "saturated": np.clip(wide * 8, 0, 255).astype(np.uint8),
+        "five times steeper": np.clip((wide - 32) * 5 + 32, 0, 255).astype(np.uint8),
+        "five times flatter": np.clip((wide - 32) // 5 + 32, 0, 255).astype(np.uint8),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("checkpoint", nargs="?", default=DEFAULT_NETWORK)
+    parser.add_argument("--tiles", type=int, default=6)
+    parser.add_argument("--seed", type=int, default=3)
+    wanted = parser.parse_args()
+    print(machine())
+    scorer = load_scorer(wanted.checkpoint, precision="exact")
+    card = scorer.card
+    own = Geometry(fov_arcsec=card.fov_arcsec, bands=card.bands, stretch=stretch_named(card.stretch))
+    right = cut(own, wanted.tiles, wanted.seed)
+    cases = {
+        "half the field": cut(replace(own, fov_arcsec=own.fov_arcsec / 2), wanted.tiles, wanted.seed),
+        "twice the field": cut(replace(own, fov_arcsec=own.fov_arcsec * 2), wanted.tiles, wanted.seed),
+        "HSC stretch": cut(replace(own, stretch=stretch.HSC), wanted.tiles, wanted.seed),
+        **made(right),
+    }
+    expected = scorer.score(right).domain_distance
+    print(f"{len(right)} right ones, {np.mean(expected > 1):.1%} of them flagged")
+    print("| wrong | AUROC | flagged |\n|---|---|---|")
+    for name, images in cases.items():
+        found = scorer.score(images).domain_distance
+        truth = np.repeat([0, 1], [len(expected), len(found)])
+        auroc = roc_auc_score(truth, np.concatenate([expected, found]))
+        print(f"| {name} | {auroc:.3f} | {np.mean(found > 1):.1%} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -6,6 +6,7 @@ clock, or when its holder was a process of this machine that no longer runs.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -16,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from deepshadows import storage
-from deepshadows.outcomes import HeldError, StorageError
+from deepshadows.outcomes import HeldError, NotFoundError, StorageError
 
 TTL_S = 30.0
 _POLL_S = 0.5
@@ -74,7 +75,8 @@ class Lease:
         self._stop.set()
         self._thread.join()
         if self._lost is None:
-            self._put(released=True)
+            with contextlib.suppress(StorageError):  # one that is not released dies of age
+                self._put(released=True)
 
     def check(self) -> None:
         """Raise where the lease was lost: what follows would not be ours to write."""
@@ -95,7 +97,8 @@ class Lease:
         return json.dumps(record).encode()
 
     def _acquire(self) -> None:
-        if storage.create(self._url, self._body()) and self._is_ours():
+        storage.create(self._url, self._body())
+        if self._is_ours():
             return
         seen, holder = self._read()
         deadline = time.monotonic() + self._ttl_s
@@ -131,8 +134,11 @@ class Lease:
         return bool(here and _process_start(int(holder.get("pid", 0))) != holder.get("started"))
 
     def _put(self, *, released: bool = False) -> bool:
+        """Write where nobody else has. What is there then decides: a client that repeats a write whose answer was
+        lost is told that the object has changed, by itself."""
         self._beat += 1
-        return storage.replace(self._url, self._body(released=released), self._etag) and self._is_ours()
+        storage.replace(self._url, self._body(released=released), self._etag)
+        return self._is_ours()
 
     def _is_ours(self) -> bool:
         """Take the etag of what we wrote; False where another driver has written since."""
@@ -152,3 +158,19 @@ class Lease:
                 if time.monotonic() - renewed > self._ttl_s:
                     self._lost = f"{self._url}: could not be renewed for {self._ttl_s:.0f} s: {error}"
                     return
+
+
+def is_driven(run: str) -> bool:
+    """True where a driver keeps the lease of a run alive; watches for up to two of its heartbeats."""
+    lease = Lease(run)
+    try:
+        seen, holder = lease._read()
+        deadline = time.monotonic() + TTL_S / 3
+        while not lease._is_dead(holder) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+            now, holder = lease._read()
+            if now != seen:
+                return not holder.get("released")
+    except NotFoundError:
+        pass  # nobody has begun
+    return False

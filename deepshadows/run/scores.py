@@ -137,11 +137,17 @@ def _quarantine_url(run: str, unit: str) -> str:
     return storage.join(run, "quarantine", f"{unit}.json")
 
 
+def quarantined(run: str) -> dict[str, str]:
+    """Addresses of the records of units that could not be read, by unit."""
+    found = storage.list_objects(storage.join(run, "quarantine"), (".json",))
+    return {storage.name_of(entry.url).removesuffix(".json"): entry.url for entry in found}
+
+
 def forget_quarantine(run: str, units: Container[str]) -> None:
     """Delete the records of units that were read after all, by an earlier driver's rerun."""
-    for entry in storage.list_objects(storage.join(run, "quarantine"), (".json",)):
-        if storage.name_of(entry.url).removesuffix(".json") in units:
-            storage.delete(entry.url)
+    for unit, url in quarantined(run).items():
+        if unit in units:
+            storage.delete(url)
 
 
 def quarantine(run: str, unit: Unit, reason: str) -> Receipt:

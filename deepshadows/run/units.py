@@ -124,3 +124,16 @@ def write_plan(run: str, name: str, units: list[Unit]) -> None:
         sink = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, schema=UNIT_SCHEMA), sink, compression="zstd")
         storage.write(storage.join(run, "units", f"{name}-{number:05d}.parquet"), sink.getvalue())
+
+
+def planned_rows(run: str) -> dict[str, int]:
+    """Rows of each unit of a plan that is written down."""
+    rows: dict[str, int] = {}
+    for entry in storage.list_objects(storage.join(run, "units"), (".parquet",)):
+        with storage.open_arrow(entry.url) as file:
+            try:
+                table = pq.read_table(file, columns=["unit", "rows"])
+            except (pa.ArrowException, OSError) as error:
+                raise storage.arrow_failure(entry.url, error) from error
+        rows.update(zip(table["unit"].to_pylist(), table["rows"].to_pylist(), strict=True))
+    return rows

@@ -79,7 +79,8 @@ def run(settings: Classify) -> Summary:
         _write_rejects(target, planned, receipts)
         forget_quarantine(target, {key for key, receipt in receipts.items() if not receipt.quarantined})
         lease.check()
-        if not storage.create(manifest_url(target), manifest.model_dump_json().encode()):
+        storage.create(manifest_url(target), manifest.model_dump_json().encode())
+        if read_manifest(target).driver != lease.token:  # a create whose answer was lost is ours all the same
             raise HeldError(f"{target}: another driver has committed this run")
     return _summary(target, manifest, scored_here=scored_here)
 

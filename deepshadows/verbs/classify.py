@@ -111,6 +111,8 @@ def _place(settings: Classify) -> _Placement:
         scorers = settings.scorers or gpus
         return _Placement(scorers, 1, min(1.0, gpus / scorers), settings.threads or 1, "cuda")
     nodes = [cpus for node in ray.nodes() if node["Alive"] and (cpus := node["Resources"].get("CPU", 0))]
+    if not nodes:
+        raise Failure("no node of this cluster has a CPU or a GPU to work with: start workers, then run this again")
     node_cpus = int(max(1, min(nodes)))
     scorers = settings.scorers or len(nodes)
     per_node = -(-scorers // len(nodes))

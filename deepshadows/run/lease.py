@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from deepshadows import storage
-from deepshadows.outcomes import HeldError, NotFoundError, StorageError
+from deepshadows.outcomes import Failure, HeldError, NotFoundError, StorageError
 
 TTL_S = 30.0
 _POLL_S = 0.5
@@ -60,7 +60,8 @@ class Lease:
         self._beat = 0
         self._generation = 0
         self._etag = ""
-        self._lost: str | None = None
+        self._lost: Failure | None = None
+        self._writing = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
@@ -81,7 +82,19 @@ class Lease:
     def check(self) -> None:
         """Raise where the lease was lost: what follows would not be ours to write."""
         if self._lost is not None:
-            raise HeldError(self._lost)
+            raise self._lost
+
+    def confirm(self) -> None:
+        """Renew at once, before what only the holder may do: who was paused does not know yet that he was replaced."""
+        self._renew()
+        self.check()
+
+    def _renew(self) -> None:
+        with self._writing:
+            if self._lost is None and not self._put():
+                self._lost = HeldError(
+                    f"{self._url}: another driver took this run over; this one stops without committing"
+                )
 
     def _body(self, *, released: bool = False) -> bytes:
         pid = os.getpid()
@@ -122,9 +135,10 @@ class Lease:
         etag = storage.stat(self._url).etag
         try:
             record = json.loads(storage.read(self._url))
-        except ValueError as error:
+            numbers = [int(record.get(name, 0)) for name in ("generation", "pid")]
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise StorageError(f"{self._url}: damaged lease; delete it if no driver runs") from error
-        return etag, record
+        return etag, {**record, "generation": numbers[0], "pid": numbers[1]}
 
     @staticmethod
     def _is_dead(holder: dict[str, Any]) -> bool:
@@ -150,14 +164,16 @@ class Lease:
         renewed = time.monotonic()
         while not self._stop.wait(self._ttl_s / 6):
             try:
-                if not self._put():
-                    self._lost = f"{self._url}: another driver took this run over; this one stops without committing"
-                    return
+                self._renew()
                 renewed = time.monotonic()
             except StorageError as error:
                 if time.monotonic() - renewed > self._ttl_s:
-                    self._lost = f"{self._url}: could not be renewed for {self._ttl_s:.0f} s: {error}"
-                    return
+                    self._lost = StorageError(
+                        f"{self._url}: could not be renewed for {self._ttl_s:.0f} s: {error}; "
+                        "when the store answers, run the same command again to go on"
+                    )
+            if self._lost is not None:
+                return
 
 
 def is_driven(run: str) -> bool:

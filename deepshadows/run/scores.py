@@ -121,13 +121,16 @@ def read_receipts(entries: dict[str, storage.StoredObject], fingerprint: str) ->
             raise storage.arrow_failure(entry.url, error) from error
         if footer.get(b"deepshadows.fingerprint", b"").decode() != fingerprint:
             raise InputError(f"{entry.url}: belongs to another run; give another --output")
-        return Receipt(
-            unit=unit,
-            rows=int(footer[b"deepshadows.rows"]),
-            scored=int(footer[b"deepshadows.scored"]),
-            flag_counts=footer[b"deepshadows.flags"].decode(),
-            engine=footer[b"deepshadows.engine"].decode(),
-        )
+        try:
+            return Receipt(
+                unit=unit,
+                rows=int(footer[b"deepshadows.rows"]),
+                scored=int(footer[b"deepshadows.scored"]),
+                flag_counts=footer[b"deepshadows.flags"].decode(),
+                engine=footer[b"deepshadows.engine"].decode(),
+            )
+        except (KeyError, ValueError) as error:
+            raise InputError(f"{entry.url}: damaged footer; delete this object and run classify again") from error
 
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:
         return list(pool.map(one, entries.items()))

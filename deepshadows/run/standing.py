@@ -58,7 +58,7 @@ def standing(run: str) -> Standing:
     record = read_record(run)
     if record is None:
         raise UsageError(f"{run}: no run there (no run.json); `deepshadows classify --output {run}` begins one")
-    rows = planned_rows(run)
+    rows = planned_rows(run, record.run)
     done = {unit: entry for unit, entry in committed(run).items() if unit in rows}
     bad = [unit for unit in quarantined(run) if unit in rows and unit not in done]
     finished = storage.exists(manifest_url(run))

@@ -78,7 +78,7 @@ def run(settings: Classify) -> Summary:
         manifest = _manifest(target, planned, receipts, lease.token, seconds)
         _write_rejects(target, planned, receipts)
         forget_quarantine(target, {key for key, receipt in receipts.items() if not receipt.quarantined})
-        lease.check()
+        lease.confirm()
         storage.create(manifest_url(target), manifest.model_dump_json().encode())
         if read_manifest(target).driver != lease.token:  # a create whose answer was lost is ours all the same
             raise HeldError(f"{target}: another driver has committed this run")

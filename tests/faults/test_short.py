@@ -1,4 +1,4 @@
-"""The faults that CI has time for: all at once, on a Ray of two worker nodes. The others: pytest -n 0 -m faults."""
+"""Several faults at once, on a Ray of two worker nodes: `pytest -n 0 -m faults tests/faults/test_short.py`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from tests.faults.conftest import ROWS, Place, catalogue
 from tests.faults.proxy import KINDS
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(600)
 def test_a_bad_road_to_the_store_a_killed_scorer_and_a_lost_node_change_nothing(place: Place, target: str) -> None:
     """Five answers in a hundred are errors, resets, lost, slow or truncated; a scorer is killed, then a node goes."""

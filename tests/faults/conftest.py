@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -119,30 +120,28 @@ class Place:
 
 @pytest.fixture(scope="module")
 def place(checkpoint: str) -> Iterator[Place]:  # noqa: F811
-    store = SeaweedFS()
-    store.start()
-    road = Proxy(store.endpoint, share=0.0)
-    with pytest.MonkeyPatch.context() as patch:
+    with contextlib.ExitStack() as stack:
+        store = SeaweedFS()
+        stack.callback(store.stop)
+        store.start()
+        road = Proxy(store.endpoint, share=0.0)
+        stack.callback(road.stop)
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
         for name, value in store.environment().items():
             patch.setenv(name, value)
-        storage._s3.cache_clear()  # the bucket of an earlier store has the same name
-        storage._arrow.cache_clear()
+        for clients in (storage._s3, storage._arrow):  # the bucket of an earlier store has the same name
+            clients.cache_clear()
+            stack.callback(clients.cache_clear)
         store.create_bucket("faults")
         for number, part in enumerate(split(cutouts_of(ROWS, labelled=False), UNIT_ROWS)):
             write_shard(f"{BUCKET}/in/{number:03d}.parquet", part)
         nodes = RayNodes({"AWS_ENDPOINT_URL": road.endpoint})
+        stack.callback(nodes.stop)
         made = Place(store, road, nodes, f"{BUCKET}/in", checkpoint, pa.table({}))
-        try:
-            driver = made.classify(f"{BUCKET}/undisturbed")
-            assert driver.end().get("rows_scored") == ROWS, driver.log
-            made.undisturbed = catalogue(f"{BUCKET}/undisturbed")
-            yield made
-        finally:
-            nodes.stop()
-            road.stop()
-            store.stop()
-    storage._s3.cache_clear()
-    storage._arrow.cache_clear()
+        driver = made.classify(f"{BUCKET}/undisturbed")
+        assert driver.end().get("rows_scored") == ROWS, driver.log
+        made.undisturbed = catalogue(f"{BUCKET}/undisturbed")
+        yield made
 
 
 @pytest.fixture

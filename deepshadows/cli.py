@@ -35,6 +35,7 @@ VERBS: dict[str, type[settings.Settings]] = {
     "explain": settings.Explain,
     "classify": settings.Classify,
     "publish": settings.Publish,
+    "status": settings.Status,
     "experiments": settings.Experiments,
 }
 
@@ -42,7 +43,7 @@ VERBS: dict[str, type[settings.Settings]] = {
 def _parameter(name: str, info: FieldInfo) -> click.Parameter:
     """One settings field as a flag, or as a positional argument where the field says `settings.ARGUMENT`."""
     kind, multiple = _flag_type(info.annotation)
-    if info.json_schema_extra == settings.ARGUMENT:
+    if settings.is_argument(info):
         return click.Argument([name], type=kind, nargs=-1 if multiple else 1, required=False)
     flag = settings.flag_of(name)
     default = info.default
@@ -79,8 +80,7 @@ def _verb_command(verb: str, model: type[settings.Settings]) -> click.Command:
 
     def call(config: str | None, as_json: bool, verbose: bool, **flags: Any) -> None:
         def work() -> Summary:
-            source = f"deepshadows {verb}" + (f" --config {config}" if config else "")
-            resolved = model.resolve(_merge(config, flags), source)
+            resolved = _resolve(verb, config, flags)
             logging.getLogger(__name__).info("%s", resolved)
             module = importlib.import_module(f"deepshadows.verbs.{verb}")
             return typing.cast(Summary, module.run(resolved))
@@ -94,11 +94,14 @@ def _verb_command(verb: str, model: type[settings.Settings]) -> click.Command:
 def _help(model: type[settings.Settings]) -> str:
     """The sentence of a verb, and those of its positional arguments, which click gives no place of their own."""
     arguments = [
-        f"{name.upper()}: {info.description}"
-        for name, info in model.model_fields.items()
-        if info.json_schema_extra == settings.ARGUMENT
+        f"{name.upper()}: {info.description}" for name, info in model.model_fields.items() if settings.is_argument(info)
     ]
     return "\n\n".join([model.__doc__ or "", *arguments])
+
+
+def _resolve(verb: str, config: str | None, flags: dict[str, Any]) -> settings.Settings:
+    source = f"deepshadows {verb}" + (f" --config {config}" if config else "")
+    return VERBS[verb].resolve(_merge(config, flags), source)
 
 
 def _merge(config: str | None, flags: dict[str, Any]) -> dict[str, Any]:
@@ -141,6 +144,15 @@ def _logging(verbose: bool) -> None:
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(message)s")
 
 
+def _parse(verb: str, words: Sequence[str]) -> settings.Settings:
+    """The settings that a verb's own command would come to: wrong flags are refused before anything is submitted."""
+    if verb not in VERBS:
+        raise UsageError(f"submit: unknown verb {verb!r}; one of {', '.join(VERBS)}")
+    context = _verb_command(verb, VERBS[verb]).make_context(f"deepshadows submit {verb}", list(words))
+    flags = {name: value for name, value in context.params.items() if name not in ("config", "as_json", "verbose")}
+    return _resolve(verb, context.params["config"], flags)
+
+
 @click.command(
     "submit",
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": True},
@@ -157,14 +169,11 @@ def _submit(
 ) -> None:
     def work() -> Summary:
         verb = words[0] if words else None
-        if verb is not None and verb not in VERBS:
-            raise UsageError(f"submit: unknown verb {verb!r}; one of {', '.join(VERBS)}")
+        resolved = _parse(verb, words[1:]) if verb is not None else None
         module = importlib.import_module("deepshadows.verbs.submit")
         return typing.cast(
             Summary,
-            module.run(
-                verb=verb, arguments=list(words[1:]), address=address, wait=not no_wait, status=status, stop=stop
-            ),
+            module.run(verb=verb, settings=resolved, address=address, wait=not no_wait, status=status, stop=stop),
         )
 
     sys.exit(_report("submit", work, as_json))

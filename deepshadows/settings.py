@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.config import JsonDict
+from pydantic.fields import FieldInfo
 
 from deepshadows.outcomes import UsageError
 
@@ -64,6 +65,11 @@ class Settings(BaseModel):
 def flag_of(field: str) -> str:
     """The flag of a settings field."""
     return _OTHER_FLAGS.get(field, "--" + field.replace("_", "-"))
+
+
+def is_argument(info: FieldInfo) -> bool:
+    """True for a field that the command line takes by its place."""
+    return isinstance(info.json_schema_extra, dict) and bool(info.json_schema_extra.get("argument"))
 
 
 def parse_toml(text: str, source: str) -> dict[str, Any]:
@@ -381,6 +387,12 @@ class Publish(Cluster):
     catalog: str = Field(description="Root of the catalogue.", json_schema_extra=PATH)
     duplicates: Literal["fail", "first"] = Field("fail", description="What to do with one id in several units.")
     partition_rows: Positive = Field(1_000_000, description="Most rows of one HEALPix partition.")
+
+
+class Status(Settings):
+    """Tell how far a run of classify has come, from what its store holds; it may run anywhere."""
+
+    run: str = Field(description="Run directory, local or s3://.", json_schema_extra={**ARGUMENT, **PATH})
 
 
 class Experiments(Cluster):

@@ -12,8 +12,9 @@ import io
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -37,19 +38,20 @@ from deepshadows.outcomes import ForbiddenError, InputError, NotFoundError, Stor
 _FORBIDDEN = re.compile(
     r"InvalidAccessKeyId|SignatureDoesNotMatch|AccessDenied|403 Forbidden|CredentialsNotLoaded"  # obstore
     r"|ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|HTTP response code 403"  # pyarrow
+    r"|http://169\.254\.169\.254"  # obstore: no key in the environment, and no role to ask for one
 )
-
 
 STREAM_CHUNK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """One object of a listing. `etag` changes when the content does."""
+    """One object of a listing. `etag` changes when the content does; `modified_s` is Unix time by the store's clock."""
 
     url: str
     size_bytes: int
     etag: str
+    modified_s: float = field(default=0.0, compare=False)
 
 
 def is_s3(url: str) -> bool:
@@ -129,12 +131,13 @@ def _translated(url: str, doing: str) -> Iterator[None]:
 
 
 def _forbidden(url: str, doing: str) -> str:
-    hint = (
-        "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL, or the role of this machine"
-        if is_s3(url)
-        else "check the permissions of the path"
+    if not is_s3(url):
+        return f"{url}: permission denied while {doing}; check the permissions of the path"
+    keys = "key in the environment" if "AWS_ACCESS_KEY_ID" in os.environ else "no key in the environment"
+    return (
+        f"{url}: permission denied while {doing} on {socket.gethostname()} ({keys}); check AWS_ACCESS_KEY_ID, "
+        "AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL there, or its role: each node needs its own, none are forwarded"
     )
-    return f"{url}: permission denied while {doing}; {hint}"
 
 
 def read(url: str) -> bytes:
@@ -198,7 +201,11 @@ def stat(url: str) -> StoredObject:
     store, key = _locate(url)
     with _translated(url, "looking it up"):
         meta = obstore.head(store, key)
-    return StoredObject(url, meta["size"], meta["e_tag"] or "")
+    return _described(url, meta)
+
+
+def _described(url: str, meta: obstore.ObjectMeta) -> StoredObject:
+    return StoredObject(url, meta["size"], meta["e_tag"] or "", meta["last_modified"].timestamp())
 
 
 def exists(url: str) -> bool:
@@ -219,7 +226,7 @@ def list_objects(url: str, suffixes: tuple[str, ...] = ()) -> list[StoredObject]
     prefix = f"s3://{_bucket_and_key(url)[0]}/" if is_s3(url) else "/"
     with _translated(url, "listing"):
         found = [
-            StoredObject(prefix + meta["path"], meta["size"], meta["e_tag"] or "")
+            _described(prefix + meta["path"], meta)
             for batch in obstore.list(store, key, chunk_size=1000)
             for meta in batch
         ]

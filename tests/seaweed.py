@@ -152,12 +152,12 @@ def _free_ports(count: int) -> list[int]:
     found: list[int] = []
     while len(found) < count:
         port = random.SystemRandom().choice(PORTS)
-        if port not in found and _is_free(port) and _is_free(port + GRPC_OFFSET):
+        if port not in found and is_free(port) and is_free(port + GRPC_OFFSET):
             found.append(port)
     return found
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
     with socket.socket() as probe:
         try:
             probe.bind(("127.0.0.1", port))

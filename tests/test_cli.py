@@ -81,7 +81,7 @@ def test_every_settings_field_is_a_flag_with_its_sentence(verb: str) -> None:
     shown = " ".join(done.stdout.split())
     for name, field in cli.VERBS[verb].model_fields.items():
         flag = "--from" if name == "from_checkpoint" else "--" + name.replace("_", "-")
-        if field.json_schema_extra == settings.ARGUMENT:
+        if settings.is_argument(field):
             flag = f"{name.upper()}:"
         assert f" {flag} " in shown or f" {flag} / --no" in shown
         assert field.description is not None
@@ -206,6 +206,23 @@ def test_a_wrong_flag_has_its_json_line_too(words: list[str]) -> None:
     assert (record["verb"], record["exit_code"]) == ("classify", ExitCode.USAGE)
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["clasify"], "clasify"),
+        (["classify", "--input", "i"], "output"),
+        (["classify", "--input", "i", "--output", "o", "--unit-rows", "0"], "unit_rows"),
+        (["classify", "--nonsense", "1"], "--nonsense"),
+        (["train", "--config", "nowhere.toml"], "nowhere.toml"),
+    ],
+)
+def test_what_would_be_refused_there_is_not_submitted(words: list[str], named: str) -> None:
+    """Nothing listens at that address: a job that went out would fail otherwise."""
+    done = deepshadows("submit", *words, "--address", "http://127.0.0.1:1", "--json")
+    assert done.returncode == last_line(done)["exit_code"] == ExitCode.USAGE
+    assert named in done.stderr
+
+
 def test_an_unknown_verb_is_named() -> None:
     done = deepshadows("clasify")
     assert done.returncode == ExitCode.USAGE
@@ -226,6 +243,7 @@ def test_an_unknown_verb_is_named() -> None:
         "evaluate --catalog IN/nowhere --truth IN/truth.parquet",
         "classify --input IN/shards --checkpoint IN/nowhere --output OUT",
         "publish --run IN/nowhere --catalog OUT",
+        "status IN/nowhere",
         "experiments baselines --cutouts IN/nowhere --output OUT",
         "quickstart --checkpoint IN/nowhere --output OUT",
     ],

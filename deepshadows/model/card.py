@@ -138,7 +138,7 @@ def read_card(url: str) -> Card:
         ) from error
     try:
         values = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{address}: not valid JSON: {error}") from error
     return parse_card(values, address)
 
@@ -153,7 +153,7 @@ def parse_card(values: Any, source: str) -> Card:
             f"{source}: card format {version!r}; this version of deepshadows reads {FORMAT_VERSION}; upgrade it"
         )
     architecture = values.get("architecture")
-    if architecture not in PARAMETERS:
+    if not isinstance(architecture, str) or architecture not in PARAMETERS:
         raise InputError(f"{source}: unknown architecture {architecture!r}; this version knows {', '.join(PARAMETERS)}")
     try:
         card = Card.model_validate(values)

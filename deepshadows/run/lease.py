@@ -6,6 +6,7 @@ clock, or when its holder was a process of this machine that no longer runs.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -16,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from deepshadows import storage
-from deepshadows.outcomes import HeldError, StorageError
+from deepshadows.outcomes import Failure, HeldError, NotFoundError, StorageError
 
 TTL_S = 30.0
 _POLL_S = 0.5
@@ -59,7 +60,8 @@ class Lease:
         self._beat = 0
         self._generation = 0
         self._etag = ""
-        self._lost: str | None = None
+        self._lost: Failure | None = None
+        self._writing = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
@@ -74,12 +76,25 @@ class Lease:
         self._stop.set()
         self._thread.join()
         if self._lost is None:
-            self._put(released=True)
+            with contextlib.suppress(StorageError):  # one that is not released dies of age
+                self._put(released=True)
 
     def check(self) -> None:
         """Raise where the lease was lost: what follows would not be ours to write."""
         if self._lost is not None:
-            raise HeldError(self._lost)
+            raise self._lost
+
+    def confirm(self) -> None:
+        """Renew at once, before what only the holder may do: who was paused does not know yet that he was replaced."""
+        self._renew()
+        self.check()
+
+    def _renew(self) -> None:
+        with self._writing:
+            if self._lost is None and not self._put():
+                self._lost = HeldError(
+                    f"{self._url}: another driver took this run over; this one stops without committing"
+                )
 
     def _body(self, *, released: bool = False) -> bytes:
         pid = os.getpid()
@@ -95,7 +110,8 @@ class Lease:
         return json.dumps(record).encode()
 
     def _acquire(self) -> None:
-        if storage.create(self._url, self._body()) and self._is_ours():
+        storage.create(self._url, self._body())
+        if self._is_ours():
             return
         seen, holder = self._read()
         deadline = time.monotonic() + self._ttl_s
@@ -119,9 +135,10 @@ class Lease:
         etag = storage.stat(self._url).etag
         try:
             record = json.loads(storage.read(self._url))
-        except ValueError as error:
+            numbers = [int(record.get(name, 0)) for name in ("generation", "pid")]
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise StorageError(f"{self._url}: damaged lease; delete it if no driver runs") from error
-        return etag, record
+        return etag, {**record, "generation": numbers[0], "pid": numbers[1]}
 
     @staticmethod
     def _is_dead(holder: dict[str, Any]) -> bool:
@@ -131,8 +148,11 @@ class Lease:
         return bool(here and _process_start(int(holder.get("pid", 0))) != holder.get("started"))
 
     def _put(self, *, released: bool = False) -> bool:
+        """Write where nobody else has. What is there then decides: a client that repeats a write whose answer was
+        lost is told that the object has changed, by itself."""
         self._beat += 1
-        return storage.replace(self._url, self._body(released=released), self._etag) and self._is_ours()
+        storage.replace(self._url, self._body(released=released), self._etag)
+        return self._is_ours()
 
     def _is_ours(self) -> bool:
         """Take the etag of what we wrote; False where another driver has written since."""
@@ -144,11 +164,29 @@ class Lease:
         renewed = time.monotonic()
         while not self._stop.wait(self._ttl_s / 6):
             try:
-                if not self._put():
-                    self._lost = f"{self._url}: another driver took this run over; this one stops without committing"
-                    return
+                self._renew()
                 renewed = time.monotonic()
             except StorageError as error:
                 if time.monotonic() - renewed > self._ttl_s:
-                    self._lost = f"{self._url}: could not be renewed for {self._ttl_s:.0f} s: {error}"
-                    return
+                    self._lost = StorageError(
+                        f"{self._url}: could not be renewed for {self._ttl_s:.0f} s: {error}; "
+                        "when the store answers, run the same command again to go on"
+                    )
+            if self._lost is not None:
+                return
+
+
+def is_driven(run: str) -> bool:
+    """True where a driver keeps the lease of a run alive; watches for up to two of its heartbeats."""
+    lease = Lease(run)
+    try:
+        seen, holder = lease._read()
+        deadline = time.monotonic() + TTL_S / 3
+        while not lease._is_dead(holder) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+            now, holder = lease._read()
+            if now != seen:
+                return not holder.get("released")
+    except NotFoundError:
+        pass  # nobody has begun
+    return False

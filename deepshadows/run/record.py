@@ -94,6 +94,7 @@ def check_directory(run: str) -> None:
 def check_fencing(run: str) -> None:
     """Refuse a store that does not honour If-None-Match: it could not tell two drivers apart."""
     canary = storage.join(run, f".canary-{uuid.uuid4().hex}")
-    if not storage.create(canary, b"1") or storage.create(canary, b"2"):
+    storage.create(canary, b"1")
+    if storage.create(canary, b"2"):
         raise StorageError(f"{run}: this store ignores If-None-Match, so two drivers could both commit; use another")
     storage.delete(canary)

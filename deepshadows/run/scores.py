@@ -121,13 +121,16 @@ def read_receipts(entries: dict[str, storage.StoredObject], fingerprint: str) ->
             raise storage.arrow_failure(entry.url, error) from error
         if footer.get(b"deepshadows.fingerprint", b"").decode() != fingerprint:
             raise InputError(f"{entry.url}: belongs to another run; give another --output")
-        return Receipt(
-            unit=unit,
-            rows=int(footer[b"deepshadows.rows"]),
-            scored=int(footer[b"deepshadows.scored"]),
-            flag_counts=footer[b"deepshadows.flags"].decode(),
-            engine=footer[b"deepshadows.engine"].decode(),
-        )
+        try:
+            return Receipt(
+                unit=unit,
+                rows=int(footer[b"deepshadows.rows"]),
+                scored=int(footer[b"deepshadows.scored"]),
+                flag_counts=footer[b"deepshadows.flags"].decode(),
+                engine=footer[b"deepshadows.engine"].decode(),
+            )
+        except (KeyError, ValueError) as error:
+            raise InputError(f"{entry.url}: damaged footer; delete this object and run classify again") from error
 
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:
         return list(pool.map(one, entries.items()))
@@ -137,11 +140,17 @@ def _quarantine_url(run: str, unit: str) -> str:
     return storage.join(run, "quarantine", f"{unit}.json")
 
 
+def quarantined(run: str) -> dict[str, str]:
+    """Addresses of the records of units that could not be read, by unit."""
+    found = storage.list_objects(storage.join(run, "quarantine"), (".json",))
+    return {storage.name_of(entry.url).removesuffix(".json"): entry.url for entry in found}
+
+
 def forget_quarantine(run: str, units: Container[str]) -> None:
     """Delete the records of units that were read after all, by an earlier driver's rerun."""
-    for entry in storage.list_objects(storage.join(run, "quarantine"), (".json",)):
-        if storage.name_of(entry.url).removesuffix(".json") in units:
-            storage.delete(entry.url)
+    for unit, url in quarantined(run).items():
+        if unit in units:
+            storage.delete(url)
 
 
 def quarantine(run: str, unit: Unit, reason: str) -> Receipt:

@@ -124,3 +124,19 @@ def write_plan(run: str, name: str, units: list[Unit]) -> None:
         sink = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, schema=UNIT_SCHEMA), sink, compression="zstd")
         storage.write(storage.join(run, "units", f"{name}-{number:05d}.parquet"), sink.getvalue())
+
+
+def planned_rows(run: str, name: str) -> dict[str, int]:
+    """Rows of each unit of the plan `name`; those of a driver that died before it claimed the run are no part of it."""
+    rows: dict[str, int] = {}
+    for entry in storage.list_objects(storage.join(run, "units"), (".parquet",)):
+        if not storage.name_of(entry.url).startswith(f"{name}-"):
+            continue
+        wanted = pa.schema([UNIT_SCHEMA.field(name) for name in ("unit", "rows")])
+        with storage.open_arrow(entry.url) as file:
+            try:
+                table = pq.read_table(file, columns=wanted.names).cast(wanted)
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise storage.arrow_failure(entry.url, error) from error
+        rows.update(zip(table["unit"].to_pylist(), table["rows"].fill_null(0).to_pylist(), strict=True))
+    return rows

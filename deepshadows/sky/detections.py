@@ -15,10 +15,11 @@ from astropy.table import Table
 from numpy.typing import NDArray
 
 from deepshadows import storage
-from deepshadows.outcomes import InputError, UsageError
+from deepshadows.outcomes import InputError, StorageError, UsageError
 from deepshadows.schema import Flag
 from deepshadows.settings import Columns
 from deepshadows.sky.shards import object_ids, positions
+from deepshadows.sky.tiles import fits_errors
 
 TABLE_SUFFIXES = (".parquet", ".fits", ".fits.gz", ".csv")
 
@@ -75,7 +76,9 @@ def read_table(url: str, id_column: str = "object_id") -> pa.Table:
         files = storage.list_objects(url, TABLE_SUFFIXES)
         if files and all(file.url != url for file in files):
             return pa.concat_tables([read_table(file.url, id_column) for file in files], promote_options="default")
-    except (pa.ArrowException, ValueError, TypeError) as error:
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        if isinstance(failure := storage.arrow_failure(url, error), StorageError):
+            raise failure from error
         raise InputError(f"{url}: not a readable table: {error}") from error
     raise UsageError(f"{url}: no table there (.parquet, .fits or .csv)")
 
@@ -94,14 +97,11 @@ def _ids_as_given(table: pa.Table, name: str) -> pa.Table:
 
 def _read_fits(url: str) -> pa.Table:
     data = io.BytesIO(storage.read(url))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            table = Table.read(data, format="fits")
-            table.convert_bytestring_to_unicode()
-    except (OSError, ValueError, IndexError) as error:
-        raise InputError(f"{url}: not a readable FITS table: {error}") from error
-    return pa.Table.from_pandas(table.to_pandas(), preserve_index=False)
+    with fits_errors(url), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        table = Table.read(data, format="fits")
+        table.convert_bytestring_to_unicode()
+        return pa.Table.from_pandas(table.to_pandas(), preserve_index=False)
 
 
 def check_columns(table: pa.Table, url: str, wanted: Sequence[str]) -> None:

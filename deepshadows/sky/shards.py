@@ -18,6 +18,9 @@ from deepshadows.schema import IMAGE_BYTES, IMAGE_SHAPE, SHAPE_TEXT, Flag, cutou
 from deepshadows.sky.cutouts import Geometry, bring_to_field
 
 ROW_GROUP_ROWS = 1000
+MAX_ROW_GROUP_BYTES = 8 << 30
+MAX_NPZ_BYTES = 8 << 30
+"""What is read as one must fit into memory, however little of the file it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,13 +133,20 @@ def open_shard(url: str) -> pq.ParquetFile:
     names = file.schema_arrow.names
     if "image" not in names or "object_id" not in names:
         raise InputError(f"{url}: not a cut-out shard: columns image and object_id are needed, it has {names}")
+    for number in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(number)
+        if max(group.total_byte_size, group.num_rows * IMAGE_BYTES) > MAX_ROW_GROUP_BYTES:
+            raise InputError(
+                f"{url}: row group {number} unpacks to {group.num_rows} rows, {group.total_byte_size >> 30} GiB; "
+                f"write it with groups of about {ROW_GROUP_ROWS} rows"
+            )
     return file
 
 
 def shard_geometry(schema: pa.Schema, url: str) -> tuple[float, str, tuple[str, ...]]:
     """Field of view, stretch and bands that a shard states."""
-    metadata = image_metadata(schema)
     try:
+        metadata = image_metadata(schema)
         return float(metadata["fov_arcsec"]), metadata["stretch"], tuple(metadata["bands"].split(","))
     except (KeyError, ValueError) as error:
         raise InputError(
@@ -154,15 +164,13 @@ def cutouts_from_table(table: pa.Table, url: str) -> Cutouts:
     """
     fov_arcsec, stretch, bands = shard_geometry(table.schema, url)
     count = table.num_rows
-    flags = table["flags"].to_numpy().astype(np.int32) if "flags" in table.column_names else np.zeros(count, np.int32)
+    flags = _integers(table, "flags", np.int32, 0, url) if "flags" in table.column_names else np.zeros(count, np.int32)
     ra, dec, position_flags = positions(table, url)
     images, image_flags = _images(table["image"].combine_chunks())
     stated = image_metadata(table.schema)
     if (stated.get("shape", SHAPE_TEXT), stated.get("dtype", "uint8")) != (SHAPE_TEXT, "uint8"):
         image_flags |= Flag.BAD_SHAPE.bit
-    label = None
-    if "label" in table.column_names:
-        label = table["label"].fill_null(-1).to_numpy().astype(np.int8)
+    label = _integers(table, "label", np.int8, -1, url) if "label" in table.column_names else None
     return Cutouts(
         object_id=object_ids(table["object_id"], url),
         ra=ra,
@@ -174,6 +182,14 @@ def cutouts_from_table(table: pa.Table, url: str) -> Cutouts:
         stretch=stretch,
         bands=bands,
     )
+
+
+def _integers(table: pa.Table, name: str, kind: Any, null: int, where: str) -> NDArray[Any]:
+    """A column of whole numbers, with `null` where it has none."""
+    try:
+        return np.asarray(table[name].cast(pa.from_numpy_dtype(kind)).fill_null(null).to_numpy())
+    except pa.ArrowException as error:
+        raise InputError(f"{where}: column {name} does not hold whole numbers of {kind.__name__}: {error}") from error
 
 
 def object_ids(column: pa.ChunkedArray | pa.Array, where: str) -> pa.Array:
@@ -248,7 +264,15 @@ def read_shards(url: str) -> Cutouts:
     shards = list_shards(url)
     if not shards:
         raise AbsentError(f"{url}: no cut-out shards (*.parquet); make them with `deepshadows cutouts`")
-    return concatenate([cutouts_from_table(open_shard(shard.url).read(), shard.url) for shard in shards])
+    return concatenate([cutouts_from_table(_whole(shard.url), shard.url) for shard in shards])
+
+
+def _whole(url: str) -> pa.Table:
+    file = open_shard(url)
+    try:
+        return file.read()
+    except (pa.ArrowException, OSError) as error:
+        raise storage.arrow_failure(url, error) from error
 
 
 def read_npz(url: str, geometry: Geometry) -> Cutouts:
@@ -258,9 +282,16 @@ def read_npz(url: str, geometry: Geometry) -> Cutouts:
     """
     try:
         with np.load(io.BytesIO(storage.read(url)), allow_pickle=False) as archive:
+            unpacked_bytes = sum(member.file_size for member in archive.zip.infolist())
+            if unpacked_bytes > MAX_NPZ_BYTES:
+                raise InputError(
+                    f"{url}: unpacks to {unpacked_bytes >> 30} GiB; split it, {MAX_NPZ_BYTES >> 30} are read"
+                )
             data = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, EOFError, KeyError, NotImplementedError) as error:
         raise InputError(f"{url}: not a readable .npz file: {error}") from error
+    except InputError:
+        raise
     except Exception as error:  # zipfile.BadZipFile and zlib.error share no base
         raise InputError(f"{url}: damaged .npz file: {error}") from error
     if "image" not in data or "fov_arcsec" not in data:

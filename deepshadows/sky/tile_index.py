@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 
 from deepshadows import storage
 from deepshadows.outcomes import InputError
-from deepshadows.sky.tiles import BandSource, TileFiles, celestial_wcs, open_fits, pixel_scale_arcsec
+from deepshadows.sky.tiles import BandSource, TileFiles, celestial_wcs, fits_errors, open_fits, pixel_scale_arcsec
 
 FITS_SUFFIXES = (".fits", ".fits.fz", ".fits.gz", ".fit", ".fz")
 BANDS = "ugrizyY"
@@ -152,7 +152,9 @@ def scan_tiles(url: str, zero_point: float | None = None) -> TileIndex:
     problems: list[tuple[str, str]] = []
     for entry in storage.list_objects(url, FITS_SUFFIXES):
         try:
-            for tile_id, band, source in _bands_of(entry, zero_point):
+            with fits_errors(entry.url):
+                found = list(_bands_of(entry, zero_point))
+            for tile_id, band, source in found:
                 if band in grouped[tile_id]:
                     other = grouped[tile_id][band].url
                     raise InputError(f"{entry.url}: band {band} of tile {tile_id} is also in {other}")

@@ -6,9 +6,11 @@ weight and mask HDUs, from disk or S3.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,13 +21,14 @@ from astropy.wcs.utils import proj_plane_pixel_scales
 from numpy.typing import NDArray
 
 from deepshadows import storage
-from deepshadows.outcomes import InputError
+from deepshadows.outcomes import Failure, InputError
 
 NANOMAGGY_ZERO_POINT = 22.5
 MAX_TILE_PIXELS = 40_000 * 40_000
 """A header that declares more is not believed."""
 BAD_PLANES = ("BAD", "NO_DATA", "CR", "EDGE", "SUSPECT", "UNMASKEDNAN")
 """Planes of LSST and HSC masks that make a pixel useless."""
+MASK_BITS = 63
 SCALE_RANGE_ARCSEC = (0.02, 10.0)
 """Pixel scales outside are a degenerate WCS."""
 
@@ -110,6 +113,17 @@ def pixel_scale_arcsec(wcs: WCS) -> float:
     return float(np.sqrt(scales[0] * scales[1]))
 
 
+@contextlib.contextmanager
+def fits_errors(where: str) -> Iterator[None]:
+    """Turn what damaged headers make astropy raise, which has no common base, into an `InputError`."""
+    try:
+        yield
+    except Failure:
+        raise
+    except Exception as error:
+        raise InputError(f"{where}: damaged FITS file: {type(error).__name__}: {error}") from error
+
+
 def open_fits(source: Any, where: str, **options: Any) -> fits.HDUList:
     """An HDU list from a file-like object; what is not FITS is an `InputError`."""
     try:
@@ -139,6 +153,11 @@ def read_tile(files: TileFiles, bands: Sequence[str]) -> Tile:
     missing = [band for band in bands if band not in files.bands]
     if missing:
         raise InputError(f"tile {files.tile_id}: band {', '.join(missing)} missing; has {', '.join(files.bands)}")
+    with fits_errors(f"tile {files.tile_id}"):
+        return _read_bands(files, bands)
+
+
+def _read_bands(files: TileFiles, bands: Sequence[str]) -> Tile:
     first = files.bands[bands[0]]
     for band in bands[1:]:
         _check_same_grid(files.tile_id, bands[0], first, band, files.bands[band])
@@ -212,8 +231,6 @@ def _rounded(data: bytes, where: str) -> frozenset[int]:
 def _read_band(opened: _Opened, source: BandSource) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]:
     hdus = opened.hdus
     header = hdus[source.science_hdu].header
-    if int(np.prod(source.shape)) > MAX_TILE_PIXELS:
-        raise InputError(f"{source.url}: the header declares {source.shape} pixels; more than any tile has")
     science = _pixels(hdus, source.science_hdu, source)
     floating = science.dtype.kind == "f"
     data = science.astype(np.float32)
@@ -246,14 +263,18 @@ def _mask_bits(header: fits.Header) -> tuple[int, int]:
     LSST and HSC masks name their planes in MP_* cards, and most of those (DETECTED, ...) say nothing bad of a pixel.
     Elsewhere every bit is bad but SATBIT, a value that our simulated tiles state.
     """
-    planes = {key[3:]: 1 << int(header[key]) for key in header if key.startswith("MP_")}
-    if planes:
+    stated = {key[3:]: int(_number(header, key)) for key in header if key.startswith("MP_")}
+    if stated:
+        planes = {name: 1 << bit for name, bit in stated.items() if 0 <= bit < MASK_BITS}
         return sum(planes.get(name, 0) for name in BAD_PLANES), planes.get("SAT", 0)
     saturated_bits = int(_number(header, "SATBIT"))
     return ~saturated_bits, saturated_bits
 
 
 def _pixels(hdus: fits.HDUList, number: int, source: BandSource) -> NDArray[Any]:
+    declared = hdus[number].shape  # of a compressed image: as it will be in memory
+    if math.prod(declared) > MAX_TILE_PIXELS:
+        raise InputError(f"{source.url}: HDU {number} declares {declared} pixels; more than any tile has")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -78,8 +78,9 @@ def run(settings: Classify) -> Summary:
         manifest = _manifest(target, planned, receipts, lease.token, seconds)
         _write_rejects(target, planned, receipts)
         forget_quarantine(target, {key for key, receipt in receipts.items() if not receipt.quarantined})
-        lease.check()
-        if not storage.create(manifest_url(target), manifest.model_dump_json().encode()):
+        lease.confirm()
+        storage.create(manifest_url(target), manifest.model_dump_json().encode())
+        if read_manifest(target).driver != lease.token:  # a create whose answer was lost is ours all the same
             raise HeldError(f"{target}: another driver has committed this run")
     return _summary(target, manifest, scored_here=scored_here)
 
@@ -110,6 +111,8 @@ def _place(settings: Classify) -> _Placement:
         scorers = settings.scorers or gpus
         return _Placement(scorers, 1, min(1.0, gpus / scorers), settings.threads or 1, "cuda")
     nodes = [cpus for node in ray.nodes() if node["Alive"] and (cpus := node["Resources"].get("CPU", 0))]
+    if not nodes:
+        raise Failure("no node of this cluster has a CPU or a GPU to work with: start workers, then run this again")
     node_cpus = int(max(1, min(nodes)))
     scorers = settings.scorers or len(nodes)
     per_node = -(-scorers // len(nodes))

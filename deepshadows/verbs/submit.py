@@ -1,7 +1,8 @@
 """`deepshadows submit`: the same verb as a job on a Ray cluster, through its Jobs API; no credentials travel.
 
 The cluster has DeepShadows installed and its own credentials (role, Secret or environment); the job is the command
-`python -m deepshadows VERB ...` with the settings and recipe files that its flags name.
+`python -m deepshadows VERB --config settings.toml`. The same settings are the same job: while it runs, submitting it
+again follows it; once it has ended, the next attempt goes on with what is missing.
 """
 
 from __future__ import annotations
@@ -10,10 +11,9 @@ import asyncio
 import contextlib
 import json
 import logging
-import shlex
+import re
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,23 +23,27 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from deepshadows.outcomes import ExitCode, Failure, ForbiddenError, NotFoundError, Summary, UsageError
-from deepshadows.verbs.job_files import prepare
+from deepshadows.settings import Settings
+from deepshadows.verbs.job_files import CONFIG, prepare
 from deepshadows.verbs.progress import relay
 
 POLL_S = 0.5
+FINGERPRINT_DIGITS = 12
+ALREADY_THERE = "already exists"
+"""What Ray's job manager says of a submission id that is taken."""
 RECONNECTIONS = 20
 """Times the log is asked for again after a lost connection, POLL_S apart, before the job is left to itself."""
 
 
 def run(
-    verb: str | None, arguments: list[str], address: str, wait: bool, status: str | None, stop: str | None
+    verb: str | None, settings: Settings | None, address: str, wait: bool, status: str | None, stop: str | None
 ) -> Summary:
     """Submit a verb and follow it, or tell about a job, or stop it; exactly one of the three.
 
     Parameters
     ----------
-    verb, arguments
-        The verb with its own flags.
+    verb, settings
+        The verb with its own settings.
     address : str
         `http://host:8265` of the Ray dashboard.
     wait : bool
@@ -55,8 +59,10 @@ def run(
     if status is not None:
         return _describe(client, status, address)
     assert verb is not None
-    job = _submit(client, verb, arguments)
-    relay(f"job {job} at {address}; Ctrl-C leaves it running: `deepshadows submit --status {job}`, `--stop {job}`\n")
+    assert settings is not None
+    job, is_new = _submit(client, verb, settings)
+    what = "" if is_new else ", which was running already"
+    relay(f"job {job} at {address}{what}; Ctrl-C leaves it running: `deepshadows submit --status {job}`, `--stop`\n")
     if not wait:
         return _describe(client, job, address)
     return _ended(client, job, address, _follow(client, job))
@@ -89,21 +95,33 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _submit(client: JobSubmissionClient, verb: str, arguments: list[str]) -> str:
-    with tempfile.TemporaryDirectory(prefix="deepshadows-") as folder:
-        words = prepare(verb, arguments, Path(folder))
-        entrypoint = shlex.join(["python", "-m", "deepshadows", verb, *words])
-        if "--json" not in words:
-            entrypoint += " --json"
-        with _translated("submit: the cluster did not accept the job"):
-            return str(
-                client.submit_job(
-                    entrypoint=entrypoint,
-                    submission_id=f"deepshadows-{verb}-{uuid.uuid4().hex[:10]}",
-                    runtime_env={"working_dir": folder},
-                    metadata={"verb": verb},
-                )
+def _submit(client: JobSubmissionClient, verb: str, settings: Settings) -> tuple[str, bool]:
+    """Submit the next attempt of this job, or find the one that runs; its identifier, and whether it is new."""
+    with (
+        tempfile.TemporaryDirectory(prefix="deepshadows-") as folder,
+        _translated("submit: the cluster did not accept the job"),
+    ):
+        name = f"deepshadows-{verb}-{prepare(verb, settings, Path(folder))[:FINGERPRINT_DIGITS]}"
+        attempts = {}
+        for known in client.list_jobs():
+            if found := re.fullmatch(rf"{name}-(\d+)", known.submission_id or ""):
+                attempts[int(found[1])] = known.status
+        latest = max(attempts, default=0)
+        if latest and not attempts[latest].is_terminal():
+            return f"{name}-{latest}", False
+        job = f"{name}-{latest + 1}"
+        try:
+            client.submit_job(
+                entrypoint=f"python -m deepshadows {verb} --config {CONFIG} --json",
+                submission_id=job,
+                runtime_env={"working_dir": folder},
+                metadata={"verb": verb},
             )
+        except RuntimeError as error:
+            if ALREADY_THERE not in str(error):
+                raise
+            return job, False  # somebody submitted it at the same moment
+        return job, True
 
 
 def _follow(client: JobSubmissionClient, job: str) -> dict[str, Any]:

@@ -15,12 +15,13 @@ from pathlib import Path
 import psutil
 import requests
 
+LOCAL = Path(__file__).parents[2] / "cluster" / "local.sh"
 START_LIMIT_S = 90.0
 POLL_S = 0.05
 
 
 class RayHead:
-    """`ray start --head --block`; jobs get `environment` and find this interpreter as `python`."""
+    """`cluster/local.sh`; jobs get `environment` and find this interpreter as `python`."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="dsray-"))  # short: it holds sockets, whose paths have a limit
@@ -32,10 +33,8 @@ class RayHead:
         binaries = str(Path(sys.executable).parent)
         path = f"{binaries}{os.pathsep}{os.environ['PATH']}"
         options = {
-            "node-ip-address": "127.0.0.1",
             "port": 0,
             "num-cpus": 4,
-            "dashboard-host": "127.0.0.1",
             "dashboard-port": dashboard,
             "ray-client-server-port": client,
             "dashboard-agent-listen-port": agent,
@@ -44,7 +43,7 @@ class RayHead:
         }
         with (self.folder / "head.log").open("wb") as log:
             self.process = subprocess.Popen(
-                [f"{binaries}/ray", "start", "--head", "--block", *(f"--{key}={options[key]}" for key in options)],
+                ["sh", str(LOCAL), *(f"--{key}={options[key]}" for key in options)],
                 env={**os.environ, **environment, **self.access, "PATH": path, "RAY_USAGE_STATS_ENABLED": "0"},
                 stdout=log,
                 stderr=subprocess.STDOUT,

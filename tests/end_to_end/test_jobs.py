@@ -40,6 +40,18 @@ def head(object_store: SeaweedFS) -> Iterator[RayHead]:
     found.stop()
 
 
+@pytest.fixture
+def head_without_keys(object_store: SeaweedFS) -> Iterator[RayHead]:
+    """A cluster that nobody gave credentials."""
+    keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    with pytest.MonkeyPatch.context() as patch:
+        for key in keys:
+            patch.delenv(key)
+        found = RayHead({name: value for name, value in object_store.environment().items() if name not in keys})
+    yield found
+    found.stop()
+
+
 def submitted(
     head: RayHead, *words: str, cwd: Path | None = None, environment: dict[str, str] | None = None
 ) -> tuple[dict[str, Any], str]:
@@ -126,6 +138,35 @@ def test_status_and_stop_of_a_job_that_was_not_waited_for(head: RayHead, bucket:
     assert submitted(head, "--status", job)[0]["exit_code"] == ExitCode.FAILED
 
 
+def test_the_same_job_is_followed_while_it_runs_and_goes_on_once_it_has_ended(head: RayHead, bucket: str) -> None:
+    """Classify waits for a lease whose holder is elsewhere: the job is sure to be running still."""
+    write_shard(f"{bucket}/in/0.parquet", blob_cutouts(60))
+    storage.write(f"{bucket}/run/lease.json", json.dumps({"token": "x", "generation": 0, "beat": 1}).encode())
+    words = ["classify", "--input", f"{bucket}/in", "--output", f"{bucket}/run", "--precision", "exact"]
+    first, _ = submitted(head, *words, "--no-wait")
+    (config := Path(head.folder, "same.toml")).write_text(
+        f'input = "{bucket}/in"\noutput = "{bucket}/run"\nprecision = "exact"\nretries = 2\n'
+    )
+    second, log = submitted(head, "classify", "--config", str(config), "--no-wait")
+    assert first["job"] == second["job"]
+    assert "was running already" in log
+    assert submitted(head, "--stop", first["job"])[0]["status"] == "STOPPED"
+    storage.delete(f"{bucket}/run/lease.json")
+    again, _ = submitted(head, *words)
+    assert (again["exit_code"], again["rows_scored"]) == (ExitCode.DONE, 60)
+    assert (first["job"][:-1], first["job"][-1], again["job"]) == (again["job"][:-1], "1", f"{again['job'][:-1]}2")
+
+
+def test_nodes_without_credentials_are_told_of(head_without_keys: RayHead, bucket: str) -> None:
+    """This side has them; they must not have travelled."""
+    assert os.environ["AWS_ACCESS_KEY_ID"]
+    words = ["publish", "--run", f"{bucket}/run", "--catalog", f"{bucket}/cat"]
+    record, log = submitted(head_without_keys, *words)
+    assert record["exit_code"] == ExitCode.FAILED
+    assert "no key in the environment" in log
+    assert "none are forwarded" in record["error"]
+
+
 def test_no_credentials_travel(head: RayHead, bucket: str) -> None:
     planted = {"AWS_SESSION_TOKEN": "planted-s3cret", "DEEPSHADOWS_PLANTED": "planted-s3cret"}
     words = ["publish", "--run", f"{bucket}/nothing", "--catalog", f"{bucket}/cat"]
@@ -138,6 +179,8 @@ def test_no_credentials_travel(head: RayHead, bucket: str) -> None:
 
 
 def test_a_head_with_a_token_lets_no_one_else_in(head: RayHead) -> None:
+    for headers, code in (({}, 401), ({"Authorization": "Bearer 0123456789abcdef"}, 403)):
+        assert requests.get(f"{head.address}/api/jobs/", headers=headers, timeout=10).status_code == code
     record, log = submitted(head, "--status", "x", environment={"RAY_AUTH_MODE": "disabled"})
     assert record["exit_code"] == ExitCode.FAILED
     assert "RAY_AUTH_TOKEN_PATH" in log
@@ -156,7 +199,7 @@ def test_no_dashboard_is_a_clear_failure() -> None:
         address = f"http://127.0.0.1:{taken.getsockname()[1]}"
         began = time.monotonic()
         with pytest.raises(Failure, match="no Ray dashboard answers"):
-            submit.run(None, [], address, True, "job", None)
+            submit.run(None, None, address, True, "job", None)
         assert time.monotonic() - began < 20
 
 
@@ -172,4 +215,4 @@ def test_no_dashboard_is_a_clear_failure() -> None:
 def test_wrong_usage(words: list[str], changes: dict[str, object], message: str) -> None:
     values = {"address": "http://127.0.0.1:1", "wait": True, "status": None, "stop": None, **changes}
     with pytest.raises(UsageError, match=message):
-        submit.run(verb=words[0] if words else None, arguments=[], **values)  # type: ignore[arg-type]
+        submit.run(verb=words[0] if words else None, settings=None, **values)  # type: ignore[arg-type]

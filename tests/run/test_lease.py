@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from deepshadows import storage
-from deepshadows.outcomes import HeldError
+from deepshadows.outcomes import HeldError, StorageError
 from deepshadows.run.lease import Lease
 
 HOLD = """
@@ -81,3 +81,21 @@ def test_a_fenced_driver_learns_it(place: str) -> None:
                 paused.check()
                 time.sleep(0.02)
     assert json.loads(storage.read(url))["token"] == "usurper"
+
+
+def test_a_driver_that_was_paused_learns_it_before_it_commits(place: str) -> None:
+    """Its heart beats only once in ten seconds: `confirm` does not wait for that."""
+    with Lease(place, ttl_s=60) as paused:
+        url = storage.join(place, "lease.json")
+        storage.write(url, json.dumps({"token": "usurper", "generation": 9, "beat": 0}).encode())
+        paused.check()
+        with pytest.raises(HeldError, match="took this run over"):
+            paused.confirm()
+    assert json.loads(storage.read(url))["token"] == "usurper"
+
+
+@pytest.mark.parametrize("body", [b"[]", b"nonsense", b'{"pid": "x"}', b'{"generation": null}'])
+def test_a_damaged_lease_is_named(tmp_path: Path, body: bytes) -> None:
+    (tmp_path / "lease.json").write_bytes(body)
+    with pytest.raises(StorageError, match=r"lease\.json: damaged lease"), Lease(str(tmp_path)):
+        pass

@@ -5,11 +5,13 @@ from __future__ import annotations
 import tomllib
 import typing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deepshadows.cli import VERBS
 from deepshadows.outcomes import UsageError
+from deepshadows.settings import Settings
 from deepshadows.verbs.job_files import prepare
 
 
@@ -22,29 +24,31 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "upload"
 
 
+def sent(verb: str, folder: Path, **values: Any) -> dict[str, Any]:
+    """The settings that the job will read."""
+    prepare(verb, resolved(verb, **values), folder)
+    return tomllib.loads((folder / "settings.toml").read_text())
+
+
+def resolved(verb: str, **values: Any) -> Settings:
+    return VERBS[verb].resolve(values, "test")
+
+
 def test_relative_paths_become_absolute_and_s3_stays(folder: Path) -> None:
     here = str(folder.parent / "here")
-    words = ["--input", "shards", "--output=run", "--checkpoint", "s3://bucket/ckpt", "--unit-rows", "7", "--json"]
-    assert prepare("classify", words, folder) == [
-        *("--input", f"{here}/shards", "--output", f"{here}/run"),
-        *("--checkpoint", "s3://bucket/ckpt", "--unit-rows", "7", "--json"),
-    ]
+    values = {"input": "shards", "output": "run", "checkpoint": "s3://bucket/ckpt", "unit_rows": 7}
+    assert sent("classify", folder, **values) == {**values, "input": f"{here}/shards", "output": f"{here}/run"}
 
 
-def test_the_short_flag_of_the_output_is_a_path_too(folder: Path) -> None:
-    assert prepare("classify", ["-o", "run"], folder) == ["--output", f"{folder.parent}/here/run"]
+def test_what_was_not_set_and_the_address_of_the_cluster_stay_here(folder: Path) -> None:
+    sent("publish", folder, run=("s3://b/run",), catalog="s3://b/cat", address="auto")
+    assert (folder / "settings.toml").read_text() == 'run = ["s3://b/run"]\ncatalog = "s3://b/cat"\n'
 
 
-@pytest.mark.parametrize(
-    ("words", "before"),
-    [(["-orun"], []), (["-vorun"], ["-v"]), (["-vo", "run"], ["-v"]), (["-v", "-o", "run"], ["-v"])],
-)
-def test_the_short_flag_may_hold_its_value(folder: Path, words: list[str], before: list[str]) -> None:
-    assert prepare("classify", words, folder) == [*before, "--output", f"{folder.parent}/here/run"]
-
-
-def test_a_short_flag_takes_no_equals_sign(folder: Path) -> None:
-    assert prepare("classify", ["-o=run"], folder) == ["--output", f"{folder.parent}/here/=run"]
+def test_text_travels_as_it_is(folder: Path) -> None:
+    odd = 'é "x" \\ \u0001 \U0001f30c'
+    values = {"cutouts": f"s3://b/{odd}", "output": "s3://b/c", "workers": 2, "gpus": True}
+    assert sent("train", folder, **values) == values
 
 
 def test_every_text_that_is_not_marked_as_a_path_is_none() -> None:
@@ -63,62 +67,42 @@ def _takes_text(annotation: object) -> bool:
 
 
 def test_names_of_shipped_weights_stay_but_folders_do_not(folder: Path) -> None:
-    assert prepare("classify", ["--checkpoint", "deepshadows-v2"], folder) == ["--checkpoint", "deepshadows-v2"]
+    values = {"cutouts": "s3://b/c", "output": "s3://b/o"}
+    assert sent("finetune", folder, from_checkpoint="deepshadows-v2", **values)["from_checkpoint"] == "deepshadows-v2"
     Path("mine").mkdir()
-    here = str(folder.parent / "here")
-    assert prepare("classify", ["--checkpoint", "mine"], folder) == ["--checkpoint", f"{here}/mine"]
-    assert prepare("train", ["--from", "mine"], folder) == ["--from", f"{here}/mine"]
-
-
-def test_positional_words_stay_and_positions_are_a_path(folder: Path) -> None:
-    here = str(folder.parent / "here")
-    words = ["cutouts", "--positions", "p.csv", "--url", "http://host/viewer"]
-    assert prepare("fetch", words, folder) == [
-        *("cutouts", "--positions", f"{here}/p.csv", "--url", "http://host/viewer")
-    ]
-
-
-def test_numbers_are_not_taken_for_paths(folder: Path) -> None:
-    words = ["--tiles", "4", "--cutouts", "10"]
-    assert prepare("simulate", words, folder) == words
+    found = sent("finetune", folder, from_checkpoint="mine", **values)["from_checkpoint"]
+    assert found == str(folder.parent / "here" / "mine")
 
 
 def test_a_recipe_is_uploaded(folder: Path) -> None:
     Path("short.toml").write_text("epochs = 3\n")
-    assert prepare("train", ["--recipe", "short.toml"], folder) == ["--recipe", "recipe.toml"]
-    assert [path.name for path in folder.iterdir()] == ["recipe.toml"]
+    assert sent("train", folder, cutouts="s3://b/c", output="s3://b/o", recipe="short.toml")["recipe"] == "recipe.toml"
     assert (folder / "recipe.toml").read_text() == "epochs = 3\n"
-
-
-def test_recipes_that_go_by_name_stay(folder: Path) -> None:
-    words = ["--recipe", "finetune_paper", "--from", "s3://bucket/ckpt"]
-    assert prepare("finetune", words, folder) == words
-    assert not list(folder.iterdir())
-
-
-def test_settings_are_uploaded_with_reachable_paths_and_their_recipe(folder: Path) -> None:
-    Path("short.toml").write_text("epochs = 3\n")
-    text = (
-        'cutouts = "é \\"x\\""\noutput = "s3://b/c"\nrecipe = "short.toml"\nworkers = 2\ngpus = true\naddress = "a"\n'
-    )
-    Path("train.toml").write_text(text)
-    assert prepare("train", ["--config", "train.toml"], folder) == ["--config", "settings.toml"]
-    assert tomllib.loads((folder / "settings.toml").read_text()) == {
-        "cutouts": str(folder.parent / "here" / 'é "x"'),
-        "output": "s3://b/c",
-        "recipe": "recipe.toml",
-        "workers": 2,
-        "gpus": True,
-    }
     assert sorted(path.name for path in folder.iterdir()) == ["recipe.toml", "settings.toml"]
 
 
-@pytest.mark.parametrize(
-    ("text", "message"), [(None, "cannot be read"), ("= nothing", "not valid TOML"), ("\0", "not valid TOML")]
-)
-def test_a_file_that_cannot_be_sent_is_refused(folder: Path, text: str | None, message: str) -> None:
+def test_recipes_that_go_by_name_stay(folder: Path) -> None:
+    values = {"cutouts": "s3://b/c", "output": "s3://b/o", "recipe": "finetune_paper"}
+    assert sent("finetune", folder, **values) == values
+    assert [path.name for path in folder.iterdir()] == ["settings.toml"]
+
+
+def test_the_same_settings_have_the_same_fingerprint_and_others_another(folder: Path) -> None:
+    values = {"cutouts": "in", "output": "s3://b/o", "recipe": "r.toml"}
+    Path("r.toml").write_text("epochs = 3\n")
+    prints = [prepare("train", resolved("train", **values), folder)]
+    same = {**values, "cutouts": f"{folder.parent}/here/in", "workers": 1, "address": "auto"}  # one is the default
+    assert prepare("train", resolved("train", **same), folder) == prints[0]
+    others: list[dict[str, Any]] = [{"output": "s3://b/p"}, {"workers": 2}, {"gpus": True}]
+    prints += [prepare("train", resolved("train", **{**values, **other}), folder) for other in others]
+    Path("r.toml").write_text("epochs = 4\n")
+    prints.append(prepare("train", resolved("train", **values), folder))
+    assert len(set(prints)) == len(prints)
+
+
+@pytest.mark.parametrize(("text", "message"), [(None, "cannot be read"), ("= nothing", "not valid TOML")])
+def test_a_recipe_that_cannot_be_sent_is_refused(folder: Path, text: str | None, message: str) -> None:
     if text is not None:
         Path("x.toml").write_text(text)
-    for flag in ("--config", "--recipe"):
-        with pytest.raises(UsageError, match=message):
-            prepare("train", [flag, "x.toml"], folder)
+    with pytest.raises(UsageError, match=message):
+        sent("train", folder, cutouts="s3://b/c", output="s3://b/o", recipe="x.toml")

@@ -1,0 +1,238 @@
+"""Files that promise more than any memory holds, carry code, or name places outside: refused, and nothing happens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import re
+import resource
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import deepshadows
+from deepshadows import storage
+from deepshadows.model import checkpoint, shipped
+from deepshadows.outcomes import ExitCode, InputError
+from deepshadows.settings import Classify, Publish
+from deepshadows.sky import shards
+from deepshadows.sky.cutouts import Geometry
+from deepshadows.sky.shards import open_shard, read_cutouts, split, write_shard
+from deepshadows.sky.stretch import DES
+from deepshadows.sky.viewer import safe_name
+from deepshadows.verbs import classify, publish
+from deepshadows.verbs.explain import file_name
+from tests.seaweed import SECRET
+from tests.sky.test_shards import cutouts_of
+from tests.sky.tile_files import write_tile
+from tests.verbs.conftest import checkpoint as small_checkpoint  # noqa: F401 -- the fixture
+
+MEMORY_BYTES = 4 << 30
+"""Address space of a reader: its libraries take a good part of it."""
+READ_TILES = """
+import sys
+from deepshadows.outcomes import InputError
+from deepshadows.sky.tile_index import scan_tiles
+from deepshadows.sky.tiles import read_tile
+index = scan_tiles(sys.argv[1], 30.0)
+print(*(reason for _, reason in index.problems))
+for tile in index.tiles:
+    try:
+        read_tile(tile, sorted(tile.bands))
+        print("was read")
+    except InputError as error:
+        print(error)
+"""
+
+
+def with_card(data: bytes, keyword: str, value: int) -> bytes:
+    """The card of the last HDU that has it, changed."""
+    at = data.rindex(f"{keyword:8}= ".encode())
+    return data[:at] + f"{keyword:8}= {value:>20}".encode().ljust(80) + data[at + 80 :]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "cards"),
+    [
+        (".fits", {"NAXIS1": 10**6, "NAXIS2": 10**6}),
+        (".fits.fz", {"ZNAXIS1": 10**6, "ZNAXIS2": 10**6}),
+        (".fits.fz", {"ZNAXIS2": 10**12}),
+    ],
+)
+def test_tiles_that_declare_more_than_there_is(tmp_path: Path, suffix: str, cards: dict[str, int]) -> None:
+    write_tile(tmp_path, shape=(40, 50), bands="g", suffix=suffix)
+    (path,) = tmp_path.iterdir()
+    data = path.read_bytes()
+    for keyword, value in cards.items():
+        data = with_card(data, keyword, value)
+    path.write_bytes(data)
+    done = subprocess.run(
+        [sys.executable, "-c", READ_TILES, str(tmp_path)],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES)),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search("more than any tile has|cannot be read|damaged|not a FITS", done.stdout), done.stdout
+    assert "MemoryError" not in done.stdout
+
+
+def test_an_archive_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "MAX_NPZ_BYTES", 1 << 20)
+    np.savez_compressed(tmp_path / "a.npz", image=np.zeros((500, 64, 64, 3), np.uint8), fov_arcsec=33.5)
+    assert (tmp_path / "a.npz").stat().st_size < 50_000
+    with pytest.raises(InputError, match="split it"):
+        read_cutouts(str(tmp_path / "a.npz"), Geometry(stretch=DES))
+
+
+def test_an_array_that_declares_more_than_there_is(tmp_path: Path) -> None:
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1000000, 1000000, 1, 3), }"
+    text = header.ljust(117) + b"\n"
+    npy = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(100)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("image.npy", npy)
+    with pytest.raises(InputError):
+        read_cutouts(str(tmp_path / "a.npz"), Geometry(stretch=DES))
+
+
+def test_a_row_group_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "MAX_ROW_GROUP_BYTES", 1 << 20)
+    write_shard(str(tmp_path / "a.parquet"), cutouts_of(200))
+    with pytest.raises(InputError, match="row group 0 unpacks"):
+        open_shard(str(tmp_path / "a.parquet"))
+
+
+class Marker:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_no_pickle_is_loaded(tmp_path: Path) -> None:
+    marker = tmp_path / "it was run"
+    pickle.loads(pickle.dumps(Marker(marker)))  # noqa: S301 -- it does what it says
+    assert marker.exists()
+    marker.unlink()
+    payload = np.empty(1, object)
+    payload[0] = Marker(marker)
+    np.savez(tmp_path / "a.npz", image=payload, fov_arcsec=33.5)
+    with pytest.raises(InputError):
+        read_cutouts(str(tmp_path / "a.npz"), Geometry(stretch=DES))
+    folder = tmp_path / "net"
+    folder.mkdir()
+    for path in Path(shipped.folder("deepshadows-v2")).iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    torch.save(Marker(marker), folder / "model.safetensors")
+    card = json.loads((folder / "card.json").read_text())
+    card["weights_sha256"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    (folder / "card.json").write_text(json.dumps(card))
+    with pytest.raises(InputError, match="not a safetensors file"):
+        checkpoint.load(str(folder))
+    assert not marker.exists()
+
+
+def test_nothing_of_ours_reads_pickle() -> None:
+    for path in Path(deepshadows.__file__).parent.rglob("*.py"):
+        text = path.read_text()
+        assert not re.search(
+            r"\b(pickle|joblib|dill|cloudpickle)\b\.|(?<!safetensors\.)\btorch\.load\(|allow_pickle=True", text
+        ), path
+
+
+NAMES = st.one_of(
+    st.text(min_size=1, max_size=300),
+    st.sampled_from(
+        ["..", ".", "../../etc/passwd", "/etc/passwd", "a/../../b", "..\\..\\x", "\u202e", "\0", "NUL", "~root"]
+    ),
+)
+
+
+@given(name=NAMES)
+def test_names_of_objects_stay_in_their_folder(name: str) -> None:
+    for made in (file_name(3, name), safe_name(name) + ".jpg"):
+        assert Path(made).name == made
+        assert "\0" not in made
+        assert len(made.encode()) < 255
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_names_in_tables_and_headers_leave_nothing_outside_the_run(tmp_path: Path) -> None:
+    """Identifiers and tile names that are paths; the tree holds what we put there and the run."""
+    wcs = write_tile(tmp_path / "a" / "tiles", "A", bands="grz")
+    for path in (tmp_path / "a" / "tiles").iterdir():
+        data = path.read_bytes()
+        at = data.rindex(b"BAND    = ")
+        tile = b"TILENAME= '../../../../evil'".ljust(80)
+        path.write_bytes(data[:at] + data[at : at + 80] + tile + data[at + 160 :])
+    ra, dec = wcs.all_pix2world([100, 150], [100, 150], 0)
+    table = pa.table({"object_id": ["../../evil", "/evil\\\u202e"], "ra": ra, "dec": dec})
+    pq.write_table(table, tmp_path / "a" / "d.parquet")
+    before = set(tmp_path.rglob("*"))
+    summary = classify.run(
+        Classify(
+            input=str(tmp_path / "a" / "tiles"),
+            detections=str(tmp_path / "a" / "d.parquet"),
+            output=str(tmp_path / "a" / "run"),
+            precision="exact",
+            zero_point=30.0,
+        )
+    )
+    assert summary.figures["rows_scored"] == 2
+    new = set(tmp_path.rglob("*")) - before
+    assert all(path.is_relative_to(tmp_path / "a" / "run") for path in new)
+    assert not any("evil" in path.name for path in new)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_no_secret_is_written_anywhere(bucket: str, small_checkpoint: str) -> None:  # noqa: F811
+    """The key that every client uses is in no object of a run, of a catalogue, nor in what a verb tells."""
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] == SECRET
+    for number, part in enumerate(split(cutouts_of(60, labelled=False), 30)):
+        write_shard(f"{bucket}/in/{number}.parquet", part)
+    storage.write(f"{bucket}/in/bad.parquet", b"not Parquet")
+    told = classify.run(
+        Classify(
+            input=f"{bucket}/in", checkpoint=small_checkpoint, output=f"{bucket}/run", precision="exact", retries=0
+        )
+    )
+    assert told.exit_code == ExitCode.EXCEPTIONS
+    shown = publish.run(Publish(run=(f"{bucket}/run",), catalog=f"{bucket}/cat"))
+    objects = [*storage.list_objects(f"{bucket}/run"), *storage.list_objects(f"{bucket}/cat")]
+    assert len(objects) > 8
+    for entry in objects:
+        assert SECRET.encode() not in storage.read(entry.url), entry.url
+    assert SECRET not in str(told) + str(shown)
+
+
+def test_tensors_of_other_types_and_shapes_are_refused(tmp_path: Path) -> None:
+    for path in Path(shipped.folder("deepshadows-v2")).iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    good = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    name = next(iter(good))
+    for wrong in (good[name].int(), good[name].flatten()[:1], torch.full_like(good[name], float("nan"))):
+        data = safetensors.torch.save({**good, name: wrong})
+        (tmp_path / "model.safetensors").write_bytes(data)
+        card = json.loads((tmp_path / "card.json").read_text())
+        card["weights_sha256"] = hashlib.sha256(data).hexdigest()
+        (tmp_path / "card.json").write_text(json.dumps(card))
+        with pytest.raises(InputError, match=name):
+            checkpoint.load(str(tmp_path))

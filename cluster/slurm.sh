@@ -19,6 +19,7 @@ fi
 # Other users share the network: nobody joins without this job's token. The folder must be one that all nodes see.
 umask 077
 scratch=$(mktemp -d "${DEEPSHADOWS_SCRATCH:-$HOME}/deepshadows-job-XXXXXX")
+export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK" # srun does not take it over from sbatch
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$scratch/token" RAY_USAGE_STATS_ENABLED=0
 python -c 'import secrets; print(secrets.token_hex(32))' >"$RAY_AUTH_TOKEN_PATH"
 

@@ -4,11 +4,13 @@ set -eu
 job=$(kubectl create --filename "$1" --output name)
 echo "$job"
 while :; do
-    deployment=$(kubectl get "$job" --output 'jsonpath={.status.jobDeploymentStatus}')
-    status=$(kubectl get "$job" --output 'jsonpath={.status.jobStatus}')
-    case "$deployment" in
-        Complete | Failed) break ;;
-    esac
+    # an API server that is away for a while ends nothing
+    if deployment=$(kubectl get "$job" --output 'jsonpath={.status.jobDeploymentStatus}') &&
+        status=$(kubectl get "$job" --output 'jsonpath={.status.jobStatus}'); then
+        case "$deployment" in
+            Complete | Failed | ValidationFailed) break ;;
+        esac
+    fi
     sleep "${POLL_S:-30}"
 done
 echo "$job: $deployment, $status"

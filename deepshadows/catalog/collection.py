@@ -167,10 +167,12 @@ def abandon(version: NewVersion) -> None:
 def swap(version: NewVersion) -> None:
     """Let the pointer name the new version, where it still is as it was when the version was begun.
 
+    Where the store does not answer, its files stay: the write may have come through.
+
     Raises
     ------
     HeldError
-        Another publisher has finished since.
+        Another publisher has finished since; the version is removed.
     """
     url = storage.join(version.catalog, POINTER)
     data = _pointer_text(version)
@@ -179,6 +181,7 @@ def swap(version: NewVersion) -> None:
         return
     now = read_pointer(version.catalog)
     if now is None or now.version != version.name:  # else our own write, repeated by the client after a lost answer
+        abandon(version)
         raise HeldError(
             f"{version.catalog}: another publish finished first ({now.version if now else 'pointer removed'} is "
             f"current); this one changed nothing; run it again if it is still wanted"

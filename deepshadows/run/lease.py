@@ -177,11 +177,11 @@ class Lease:
 
 
 def is_driven(run: str) -> bool:
-    """True where a driver keeps the lease of a run alive; watches for up to two of its heartbeats."""
+    """True where a driver keeps the lease of a run alive; watches for as long as a lease lives."""
     lease = Lease(run)
     try:
         seen, holder = lease._read()
-        deadline = time.monotonic() + TTL_S / 3
+        deadline = time.monotonic() + TTL_S
         while not lease._is_dead(holder) and time.monotonic() < deadline:
             time.sleep(_POLL_S)
             now, holder = lease._read()

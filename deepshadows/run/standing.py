@@ -61,9 +61,10 @@ def standing(run: str) -> Standing:
     rows = planned_rows(run, record.run)
     done = {unit: entry for unit, entry in committed(run).items() if unit in rows}
     bad = [unit for unit in quarantined(run) if unit in rows and unit not in done]
-    finished = storage.exists(manifest_url(run))
+    driven = is_driven(run)
+    finished = storage.exists(manifest_url(run))  # looked for last: a driver may have finished meanwhile
     return Standing(
-        state="finished" if finished else "running" if is_driven(run) else "stopped",
+        state="finished" if finished else "running" if driven else "stopped",
         units_planned=record.units_planned,
         units_done=len(done),
         units_quarantined=len(bad),

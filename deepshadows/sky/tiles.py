@@ -21,7 +21,7 @@ from astropy.wcs.utils import proj_plane_pixel_scales
 from numpy.typing import NDArray
 
 from deepshadows import storage
-from deepshadows.outcomes import Failure, InputError
+from deepshadows.outcomes import Failure, InputError, StorageError
 
 NANOMAGGY_ZERO_POINT = 22.5
 MAX_TILE_PIXELS = 40_000 * 40_000
@@ -115,11 +115,18 @@ def pixel_scale_arcsec(wcs: WCS) -> float:
 
 @contextlib.contextmanager
 def fits_errors(where: str) -> Iterator[None]:
-    """Turn what damaged headers make astropy raise, which has no common base, into an `InputError`."""
+    """Turn what damaged headers make astropy raise, which has no common base, into an `InputError`.
+
+    A lack of memory or of the system's own is no damage: it stops the run.
+    """
     try:
         yield
-    except Failure:
+    except (Failure, MemoryError):
         raise
+    except OSError as error:
+        if error.errno is not None:
+            raise StorageError(f"{where}: {error}") from error
+        raise InputError(f"{where}: damaged FITS file: {error}") from error
     except Exception as error:
         raise InputError(f"{where}: damaged FITS file: {type(error).__name__}: {error}") from error
 
@@ -279,6 +286,8 @@ def _pixels(hdus: fits.HDUList, number: int, source: BandSource) -> NDArray[Any]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             data = hdus[number].data
+    except MemoryError:
+        raise
     except Exception as error:  # astropy and its decompressors raise many types on damaged data
         raise InputError(f"{source.url}: HDU {number} cannot be read, truncated or damaged: {error}") from error
     if data is not None and source.plane is not None and data.ndim == 3:

@@ -74,7 +74,7 @@ def run(settings: Classify) -> Summary:
                     receipts[receipt.unit] = receipt
                     scored_here += receipt.scored
         seconds = time.monotonic() - started
-        lease.check()
+        lease.confirm()
         manifest = _manifest(target, planned, receipts, lease.token, seconds)
         _write_rejects(target, planned, receipts)
         forget_quarantine(target, {key for key, receipt in receipts.items() if not receipt.quarantined})

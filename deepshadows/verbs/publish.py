@@ -67,14 +67,14 @@ def run(settings: settings.Publish) -> Summary:
     if rows_in == 0:
         raise InputError(f"{', '.join(urls)}: nothing to publish, the runs hold no rows; {catalog} is unchanged")
     collection.check_store(catalog)
-    with _new_version(catalog) as version, ray_session(settings.address):
+    with ray_session(settings.address), _new_version(catalog) as version:
         tally = _count(sources, settings.partition_rows)
         _exchange(sources, version, tally)
         _write(version, tally, settings)
         _check_rows(rows_in, tally, settings)
         storage.delete_folder(version.staging_url)
         _finish(version, tally, runs, settings, rows_in)
-        collection.swap(version)
+    collection.swap(version)  # out of reach of what removes an unfinished version: it may be the current one now
     return _summary(version, tally, runs, rows_in, time.monotonic() - started)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
@@ -85,8 +86,8 @@ def _translated(what: str) -> Iterator[None]:
         raise ForbiddenError(
             "the cluster asks for its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file that holds it"
         ) from error
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        if "404" in str(error) or "does not exist" in str(error):
+    except (ConnectionError, RuntimeError, ValueError, requests.RequestException) as error:
+        if "status code 404" in str(error) or "does not exist" in str(error):
             raise NotFoundError(f"{what}: no such job on this cluster; check the identifier and --address") from error
         raise Failure(f"{what}: {_first_line(error)}") from error
 
@@ -133,7 +134,13 @@ def _follow(client: JobSubmissionClient, job: str) -> dict[str, Any]:
             asyncio.run(_tail(client, job, log))
         except (RuntimeError, OSError, aiohttp.ClientError) as error:
             relay(f"(the log of {job} is interrupted: {_first_line(error)})\n")
-        if _info(client, job).status.is_terminal():
+        try:
+            ended = _info(client, job).status.is_terminal()
+        except (NotFoundError, ForbiddenError):
+            raise
+        except Failure:
+            ended = False  # a dashboard that is away for a while ends nothing
+        if ended:
             log.finish()
             return log.record
         time.sleep(POLL_S)

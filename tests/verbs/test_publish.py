@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from deepshadows import storage
 from deepshadows.catalog import collection
 from deepshadows.catalog.hats_files import hats_path
-from deepshadows.outcomes import ExitCode, Failure, HeldError, InputError, Summary, UsageError
+from deepshadows.outcomes import ExitCode, Failure, HeldError, InputError, StorageError, Summary, UsageError
 from deepshadows.schema import Flag, score_schema
 from deepshadows.settings import Publish
 from deepshadows.verbs import publish
@@ -318,6 +318,25 @@ def test_a_killed_publish_leaves_the_old_version(place: str) -> None:
     assert current_version(f"{place}/cat") == "v0001"
     assert min(open_lsdb(f"{place}/cat").compute()["object_id"]) == 100_000
     assert publish.run(Publish(run=(run,), catalog=f"{place}/cat")).figures["version"] == "v0003"
+
+
+def test_a_pointer_whose_answer_was_lost_may_name_the_version_and_keeps_it_whole(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published(place, *mixed_tables(1))
+    run = write_run(f"{place}/run2", mixed_tables(2), name="two")
+    replace = storage.replace
+
+    def lost(url: str, data: bytes, etag: str) -> bool:
+        done = replace(url, data, etag)
+        if url.endswith(collection.POINTER):
+            raise StorageError("the connection broke")
+        return done
+
+    monkeypatch.setattr(storage, "replace", lost)
+    with pytest.raises(StorageError, match="the connection broke"):
+        publish.run(Publish(run=(run,), catalog=f"{place}/cat", partition_rows=1000))
+    assert set(collection.read_current(f"{place}/cat")["run"].to_pylist()) == {"two"}
 
 
 def test_a_catalogue_root_with_spaces(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ BATCH = 256
 class Dropout(nn.Dropout):
     """torch's dropout, except that on CPUs a chance is 16 random bits: a fifth of the time, the share exact to 1e-5.
 
-    torch draws on one thread, there, and slowly: a quarter of a training step of this network.
+    torch draws on one thread, there, and slowly: a fifth of a training step of this network.
     """
 
     def forward(self, x: Tensor) -> Tensor:

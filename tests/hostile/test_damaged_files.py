@@ -8,6 +8,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +16,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from deepshadows import storage
 from deepshadows.cli import VERBS
 from deepshadows.model import checkpoint, shipped, uncertainty
 from deepshadows.model.card import read_card
+from deepshadows.model.uncertainty import Uncertainty
 from deepshadows.outcomes import Failure, UsageError
 from deepshadows.run.lease import Lease
-from deepshadows.run.manifest import read_manifest
+from deepshadows.run.manifest import Manifest, read_manifest
 from deepshadows.run.record import read_record
-from deepshadows.run.scores import read_receipts
-from deepshadows.run.units import planned_rows
+from deepshadows.run.scores import commit, read_receipts
+from deepshadows.run.units import Unit, planned_rows
 from deepshadows.settings import Columns, parse_toml
 from deepshadows.sky.cutouts import Geometry
-from deepshadows.sky.detections import read_detections
-from deepshadows.sky.shards import open_shard, read_cutouts, shard_geometry, write_shard
+from deepshadows.sky.detections import Detections, read_detections
+from deepshadows.sky.shards import Cutouts, open_shard, read_cutouts, write_shard
 from deepshadows.sky.stretch import DES
 from deepshadows.sky.tile_index import scan_tiles
-from deepshadows.sky.tiles import read_tile
+from deepshadows.sky.tiles import Tile, read_tile
 from tests.catalog.finished_runs import mixed_tables, write_run
 from tests.hostile.damage import Change, card_changes, changes, damaged
 from tests.sky.test_shards import cutouts_of
@@ -49,19 +51,21 @@ fuzz = settings(
 )
 
 
-def only_ours(read: Callable[[], Any]) -> None:
-    """Run a reader; any error that is not ours fails the test."""
+def outcome(read: Callable[[], Any]) -> Any:
+    """What a reader returns, or its error where that is one of ours; any other fails the test."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            read()
+            return read()
     except Failure as error:
         assert str(error)
+        return error
 
 
-def read_every_tile(folder: Path) -> None:
-    for tile in scan_tiles(str(folder), 30.0).tiles:
-        only_ours(lambda tile=tile: read_tile(tile, sorted(tile.bands)))  # type: ignore[misc]
+def check(read: Callable[[], Any], kind: type | tuple[type, ...], *, whole: bool) -> None:
+    """A damaged file gives data of its kind or our own error, a whole one the data."""
+    found = outcome(read)
+    assert isinstance(found, kind) or (isinstance(found, Failure) and not whole), found
 
 
 @pytest.fixture(scope="module")
@@ -77,48 +81,58 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = pa.table({"object_id": [1, 2, 3], "ra": [1.0, 2.0, 3.0], "dec": [1.0, 2.0, 3.0]})
     pq.write_table(table, folder / "detections.parquet")
     (folder / "detections.csv").write_text("object_id,ra,dec\n1,2.0,3.0\n2,3.0,4.0\n")
-    write_run(str(folder / "run"), mixed_tables())
+    tables = mixed_tables()
+    write_run(str(folder / "run"), tables)
+    unit = Unit(unit="u", kind="shard", url="a", etag="", size_bytes=0, rows=tables[0].num_rows)
+    commit(str(folder / "committed"), unit, tables[0], "fingerprint", "engine")
     return folder
 
 
 @pytest.mark.parametrize("suffix", [".fits", ".fits.fz"])
 @fuzz
 @given(wanted=changes(card_changes, card_changes, card_changes))
+@example(wanted=[])
 def test_tiles(originals: Path, tmp_path: Path, suffix: str, wanted: list[Change]) -> None:
     (good,) = (originals / suffix).iterdir()
     (tmp_path / f"T1_g{suffix}").write_bytes(damaged(good.read_bytes(), wanted))
-    only_ours(lambda: read_every_tile(tmp_path))
+    tiles = scan_tiles(str(tmp_path), 30.0).tiles
+    assert tiles or wanted
+    for tile in tiles:
+        check(lambda tile=tile: read_tile(tile, sorted(tile.bands)), Tile, whole=not wanted)  # type: ignore[misc]
 
 
 @fuzz
 @given(wanted=changes())
+@example(wanted=[])
 def test_shards(originals: Path, tmp_path: Path, wanted: list[Change]) -> None:
     path = tmp_path / "a.parquet"
     path.write_bytes(damaged((originals / "shard.parquet").read_bytes(), wanted))
-
-    only_ours(lambda: shard_geometry(open_shard(str(path)).schema_arrow, str(path)))
-    only_ours(lambda: read_cutouts(str(path), Geometry(stretch=DES)))
+    check(lambda: open_shard(str(path)), pq.ParquetFile, whole=not wanted)
+    check(lambda: read_cutouts(str(path), Geometry(stretch=DES)), Cutouts, whole=not wanted)
 
 
 @fuzz
 @given(wanted=changes())
+@example(wanted=[])
 def test_npz(originals: Path, tmp_path: Path, wanted: list[Change]) -> None:
     path = tmp_path / "a.npz"
     path.write_bytes(damaged((originals / "cutouts.npz").read_bytes(), wanted))
-    only_ours(lambda: read_cutouts(str(path), Geometry(stretch=DES)))
+    check(lambda: read_cutouts(str(path), Geometry(stretch=DES)), Cutouts, whole=not wanted)
 
 
 @pytest.mark.parametrize("name", ["detections.parquet", "detections.csv"])
 @fuzz
 @given(wanted=changes())
+@example(wanted=[])
 def test_detections(originals: Path, tmp_path: Path, name: str, wanted: list[Change]) -> None:
     (tmp_path / name).write_bytes(damaged((originals / name).read_bytes(), wanted))
-    only_ours(lambda: read_detections(str(tmp_path / name), Columns()))
+    check(lambda: read_detections(str(tmp_path / name), Columns()), Detections, whole=not wanted)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "card.json", "uncertainty.safetensors"])
 @settings(fuzz, max_examples=max(10, EXAMPLES // 4))
 @given(wanted=changes())
+@example(wanted=[])
 def test_checkpoints(tmp_path: Path, name: str, wanted: list[Change]) -> None:
     source = Path(shipped.folder("deepshadows-v2"))
     for path in source.iterdir():
@@ -130,15 +144,17 @@ def test_checkpoints(tmp_path: Path, name: str, wanted: list[Change]) -> None:
         card = json.loads((tmp_path / "card.json").read_text())
         card[key] = hashlib.sha256(data).hexdigest()
         (tmp_path / "card.json").write_text(json.dumps(card))
-    only_ours(lambda: checkpoint.load(str(tmp_path)))
-    only_ours(lambda: uncertainty.read(str(tmp_path), read_card(str(tmp_path))))
+    check(lambda: checkpoint.load(str(tmp_path)), tuple, whole=not wanted)
+    read = partial(uncertainty.read, str(tmp_path))
+    check(lambda: read(read_card(str(tmp_path))), (Uncertainty, type(None)), whole=not wanted)
 
 
 @fuzz
 @given(wanted=changes())
+@example(wanted=[])
 def test_manifests(originals: Path, tmp_path: Path, wanted: list[Change]) -> None:
     (tmp_path / "manifest.json").write_bytes(damaged((originals / "run" / "manifest.json").read_bytes(), wanted))
-    only_ours(lambda: read_manifest(str(tmp_path)))
+    check(lambda: read_manifest(str(tmp_path)), Manifest, whole=not wanted)
 
 
 JSON = st.recursive(
@@ -153,24 +169,26 @@ JSON = st.recursive(
 def test_records_and_leases_of_any_shape(tmp_path: Path, value: object) -> None:
     for name in ("run.json", "manifest.json", "lease.json", "card.json"):
         (tmp_path / name).write_text(json.dumps(value))
-    only_ours(lambda: read_record(str(tmp_path)))
-    only_ours(lambda: read_manifest(str(tmp_path)))
-    only_ours(lambda: read_card(str(tmp_path)))
-    only_ours(lambda: Lease(str(tmp_path), ttl_s=0.01).__enter__().__exit__(None, None, None))
+    readers: list[Callable[[str], Any]] = [read_record, read_manifest, read_card]
+    assert all(isinstance(outcome(partial(read, str(tmp_path))), Failure) for read in readers), value
+    lease = Lease(str(tmp_path), ttl_s=0.01)
+    found = outcome(lambda: lease.__enter__().__exit__(None, None, None))
+    assert isinstance(found, Failure) or json.loads((tmp_path / "lease.json").read_text())["token"] == lease.token
 
 
 @fuzz
 @given(wanted=changes())
+@example(wanted=[])
 def test_plans_and_score_objects(originals: Path, tmp_path: Path, wanted: list[Change]) -> None:
-    score = storage.list_objects(str(originals / "run" / "scores"))[0]
+    (score,) = storage.list_objects(str(originals / "committed" / "scores"))
     sink = io.BytesIO()
     pq.write_table(pa.table({"unit": ["a", "b"], "rows": [1, 2]}), sink)
     (tmp_path / "units").mkdir(exist_ok=True)
     (tmp_path / "units" / "a-0.parquet").write_bytes(damaged(sink.getvalue(), wanted))
-    only_ours(lambda: planned_rows(str(tmp_path), "a"))
+    check(lambda: planned_rows(str(tmp_path), "a"), dict, whole=not wanted)
     path = tmp_path / "s.parquet"
     path.write_bytes(damaged(storage.read(score.url), wanted))
-    only_ours(lambda: read_receipts({"u": storage.stat(str(path))}, "f"))
+    check(lambda: read_receipts({"u": storage.stat(str(path))}, "fingerprint"), list, whole=not wanted)
 
 
 @fuzz
@@ -188,4 +206,4 @@ def test_settings_of_any_shape(verb: str, values: dict[str, object]) -> None:
 @fuzz
 @given(text=st.text() | st.from_regex(r'[a-z]+ = ("[^"]*"|\[*\]*|\{*\}*|[0-9e.+-]*)\n?'))
 def test_settings_files_of_any_text(text: str) -> None:
-    only_ours(lambda: parse_toml(text, "test"))
+    check(lambda: parse_toml(text, "test"), dict, whole=False)

@@ -84,8 +84,12 @@ def openvino_ways(net: DeepShadowsNet, batch: int) -> Iterator[tuple[str, Run]]:
     import openvino  # type: ignore[import-not-found]
 
     class FromBytes(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net.requires_grad_(False)
+
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return torch.as_tensor(net(images.permute(0, 3, 1, 2).float() / 255))
+            return torch.as_tensor(self.net(images.permute(0, 3, 1, 2).float() / 255))
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -51,6 +51,11 @@ def is_placed(ra_deg: NDArray[np.float64], dec_deg: NDArray[np.float64], flags: 
     return np.asarray(in_range & ((flags & _NO_PLACE) == 0), dtype=np.bool_)
 
 
+def sky_cells(ra_deg: NDArray[np.float64], dec_deg: NDArray[np.float64], order: int) -> NDArray[np.int64]:
+    """The pixel of `order` that holds each placed position, NESTED, shape (N,)."""
+    return spatial_index(ra_deg, dec_deg) >> 2 * (INDEX_ORDER - order)
+
+
 def spatial_index(ra_deg: NDArray[np.float64], dec_deg: NDArray[np.float64]) -> NDArray[np.int64]:
     """`_healpix_29`, NESTED, of placed rows, shape (N,)."""
     if len(ra_deg) == 0:

@@ -34,12 +34,15 @@ class Scores:
         1-sigma; NaN where the checkpoint states no uncertainty.
     domain_distance : float32 (N,)
         How unlike the training images, in units of the limit; NaN where the checkpoint states no domain.
+    summaries : float32 (N, F)
+        Of the images, see `domain.SUMMARIES`; F is 0 where the checkpoint states no domain.
     """
 
     logits: NDArray[np.float32]
     p_lsbg: NDArray[np.float32]
     p_lsbg_err: NDArray[np.float32]
     domain_distance: NDArray[np.float32]
+    summaries: NDArray[np.float32]
 
     @property
     def out_of_domain(self) -> NDArray[np.bool_]:
@@ -50,7 +53,7 @@ class Scores:
         """Scores of the True ones of `rows` at their places, `fill` at the others."""
 
         def at_place(values: NDArray[np.float32]) -> NDArray[np.float32]:
-            column = np.full(len(rows), fill, np.float32)
+            column = np.full((len(rows), *values.shape[1:]), fill, np.float32)
             column[rows] = values
             return column
 
@@ -101,6 +104,7 @@ class Scorer:
             p_lsbg=self.card.probabilities(outputs.logits),
             p_lsbg_err=self.card.errors(outputs.logits, outputs.variances),
             domain_distance=self._domain.distance(outputs.summaries) if self._domain else unknown,
+            summaries=outputs.summaries,
         )
 
 

@@ -40,6 +40,7 @@ class Manifest(_Frozen):
     format_version: int = FORMAT_VERSION
     run: str
     fingerprint: str
+    recipe: str = ""
     driver: str
     settings: dict[str, Any]
     checkpoint: dict[str, Any]

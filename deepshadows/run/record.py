@@ -7,7 +7,7 @@ import platform
 import uuid
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deepshadows import __version__, storage
 from deepshadows.outcomes import InputError, StorageError, UsageError
@@ -23,6 +23,7 @@ class RunRecord(BaseModel):
     format_version: int = FORMAT_VERSION
     run: str
     fingerprint: str
+    recipe: str = Field("", description="The fingerprint without the input: what a unit's scores depend on beside it.")
     settings: dict[str, Any]
     checkpoint: dict[str, Any]
     preprocessing: dict[str, Any]

@@ -19,6 +19,8 @@ from deepshadows.run.units import Unit
 from deepshadows.schema import count_flags, is_fatal, score_schema
 
 _LISTING_THREADS = 16
+IMAGES_KEY = b"deepshadows.images"
+"""Of the metadata of a unit's table: rows, sums and sums of squares of ln(1 + summary) over its scored images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,8 @@ class Receipt:
     reason: str = ""
     flag_counts: str = "{}"
     engine: str = ""
+    images: str = "{}"
+    """JSON of the sums over the unit's images that `IMAGES_KEY` carries."""
 
 
 def score_url(run: str, unit: str) -> str:
@@ -84,7 +88,9 @@ def commit(run: str, unit: Unit, table: pa.Table, fingerprint: str, engine: str)
         raise InputError(f"{unit.name}: {table.num_rows} rows scored, {unit.rows} planned")
     scored = table.num_rows - table["p_lsbg"].null_count
     flag_counts = json.dumps(count_flags(table["flags"].to_numpy()))
+    images = (table.schema.metadata or {}).get(IMAGES_KEY, b"{}")
     footer = {
+        IMAGES_KEY: images,
         b"deepshadows.unit": unit.unit.encode(),
         b"deepshadows.fingerprint": fingerprint.encode(),
         b"deepshadows.rows": str(table.num_rows).encode(),
@@ -95,7 +101,14 @@ def commit(run: str, unit: Unit, table: pa.Table, fingerprint: str, engine: str)
     sink = io.BytesIO()
     pq.write_table(table.replace_schema_metadata(footer), sink, compression="zstd", use_dictionary=["unit", "run"])
     storage.create(score_url(run, unit.unit), sink.getvalue())
-    return Receipt(unit=unit.unit, rows=table.num_rows, scored=scored, flag_counts=flag_counts, engine=engine)
+    return Receipt(
+        unit=unit.unit,
+        rows=table.num_rows,
+        scored=scored,
+        flag_counts=flag_counts,
+        engine=engine,
+        images=images.decode(),
+    )
 
 
 def committed(run: str) -> dict[str, storage.StoredObject]:
@@ -128,6 +141,7 @@ def read_receipts(entries: dict[str, storage.StoredObject], fingerprint: str) ->
                 scored=int(footer[b"deepshadows.scored"]),
                 flag_counts=footer[b"deepshadows.flags"].decode(),
                 engine=footer[b"deepshadows.engine"].decode(),
+                images=footer.get(IMAGES_KEY, b"{}").decode(),
             )
         except (KeyError, ValueError) as error:
             raise InputError(f"{entry.url}: damaged footer; delete this object and run classify again") from error

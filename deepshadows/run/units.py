@@ -41,7 +41,7 @@ class Unit:
     Attributes
     ----------
     unit : str
-        Hash of all else.
+        Hash of all else; of a tile's or unplaced detections, of their content instead of where they lie.
     url, etag, size_bytes
         The shard, the table of detections, or the object that cannot be read.
     first_row, rows : int
@@ -83,9 +83,12 @@ UNIT_SCHEMA = pa.schema(
 )
 
 
+_OF_THE_RUN = ("url", "etag", "first_row")
+
+
 def make_unit(*, content: str = "", **values: Any) -> Unit:
-    """A unit with its id; `content` stands for rows whose `url` and `etag` are this run's own."""
-    named = {name: value for name, value in values.items() if not (content and name in ("url", "etag"))}
+    """A unit with its id; `content` stands for rows of a table that is this run's own, and where they lie in it."""
+    named = {name: value for name, value in values.items() if not (content and name in _OF_THE_RUN)}
     text = json.dumps([content, named], sort_keys=True)
     return Unit(unit=hashlib.sha256(text.encode()).hexdigest()[:32], **values)
 

@@ -213,6 +213,7 @@ def _manifest(target: str, planned: Planned, receipts: dict[str, Receipt], drive
     return Manifest(
         run=planned.record.run,
         fingerprint=planned.record.fingerprint,
+        recipe=planned.record.recipe,
         driver=driver,
         settings=planned.record.settings,
         checkpoint=planned.record.checkpoint,

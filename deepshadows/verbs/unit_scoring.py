@@ -22,7 +22,7 @@ from deepshadows import storage
 from deepshadows.model.card import Card
 from deepshadows.model.scorer import Scorer, Scores, load_scorer
 from deepshadows.outcomes import InputError, NotFoundError, StorageError
-from deepshadows.run.scores import Receipt, commit, first_occurrences, quarantine, score_table
+from deepshadows.run.scores import IMAGES_KEY, Receipt, commit, first_occurrences, quarantine, score_table
 from deepshadows.run.units import Unit, UnitKind
 from deepshadows.schema import IMAGE_SHAPE, Flag, is_fatal
 from deepshadows.settings import Classify
@@ -114,7 +114,7 @@ def score_unit(unit: Unit, scorer: Scorer, settings: Classify, run_id: str) -> p
     flags[scores.out_of_domain] |= Flag.OUT_OF_DOMAIN.bit
     flags[~first_occurrences(object_id)] |= Flag.DUPLICATE_ID.bit
     flags[~np.isfinite(scores.logits)] |= Flag.BAD_SCORE.bit
-    return score_table(
+    table = score_table(
         object_id,
         np.concatenate([part.ra for part in parts]),
         np.concatenate([part.dec for part in parts]),
@@ -125,6 +125,13 @@ def score_unit(unit: Unit, scorer: Scorer, settings: Classify, run_id: str) -> p
         run=run_id,
         p_lsbg_err=scores.p_lsbg_err,
     )
+    return table.replace_schema_metadata({IMAGES_KEY: json.dumps(_image_sums(scores.summaries[~is_fatal(flags)]))})
+
+
+def _image_sums(summaries: NDArray[np.float32]) -> dict[str, Any]:
+    """What a drift of the images is seen by: rows, and sums over them of ln(1 + summary) and its square."""
+    x = np.log1p(summaries.astype(np.float64))
+    return {"rows": len(x), "sum": x.sum(axis=0).tolist(), "squares": (x * x).sum(axis=0).tolist()}
 
 
 def _parts_of(unit: Unit, card: Card, settings: Classify) -> Iterator[Cutouts]:

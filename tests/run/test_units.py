@@ -40,7 +40,7 @@ def test_the_id_follows_the_content() -> None:
     assert of("1") == of("1")
     assert len({of("1"), of("2"), of("1", 10)}) == 3
     first = make_unit(content="x", kind="tile", url="/run1/d", etag="", size_bytes=1, rows=1, tile="T")
-    second = make_unit(content="x", kind="tile", url="/run2/d", etag="", size_bytes=1, rows=1, tile="T")
+    second = make_unit(content="x", kind="tile", url="/run2/d", etag="", size_bytes=1, first_row=7, rows=1, tile="T")
     assert first.unit == second.unit, "where a run keeps its copy of the detections does not matter"
 
 

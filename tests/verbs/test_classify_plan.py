@@ -1,0 +1,66 @@
+"""The plan of `classify`: which units a change of the input touches, and what was scored earlier."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from deepshadows.run.units import Unit, UnitKind
+from deepshadows.settings import Classify
+from deepshadows.verbs.classify_plan import Earlier, Planned, detections_of, plan
+from tests.sky.test_shards import cutouts_of
+from tests.sky.tile_files import write_tile
+from tests.verbs.test_classify import write_shards
+
+
+def planned(folder: Path, run: str, checkpoint: str, earlier: Earlier | None = None, **flags: Any) -> Planned:
+    settings = Classify(input=str(folder / "in"), checkpoint=checkpoint, output=str(folder / run), **flags)
+    return plan(settings, settings.output, earlier)
+
+
+def names(units: list[Unit]) -> set[str]:
+    return {unit.unit for unit in units}
+
+
+def test_detections_added_on_one_tile_leave_the_units_of_the_others(checkpoint: str, tmp_path: Path) -> None:
+    for name, ra in (("A", 30.0), ("B", 30.4)):
+        write_tile(tmp_path / "in", name, ra=ra)
+    ra = [30.0, 30.4, 120.0, 200.0, 30.0]
+    dec = [-30.0, -30.0, 10.0, 60.0, -95.0]
+
+    def with_detections(run: str, more: list[tuple[float, float]], earlier: Earlier | None = None) -> Planned:
+        all_ra, all_dec = ([*values, *(at[axis] for at in more)] for axis, values in enumerate((ra, dec)))
+        table = {"object_id": list(range(len(all_ra))), "ra": all_ra, "dec": np.array(all_dec)}
+        pq.write_table(pa.table(table), tmp_path / "d.parquet")
+        return planned(tmp_path, run, checkpoint, earlier, detections=str(tmp_path / "d.parquet"))
+
+    before = with_detections("run1", [])
+    assert sorted(unit.kind for unit in before.units) == ["tile"] * 2 + ["unplaced"] * 3
+    earlier = Earlier(units=names(before.units))
+    after = with_detections("run2", [(30.001, -30.0), (120.01, 10.0)], earlier)
+    changed = {(unit.kind, unit.tile, unit.rows) for unit in after.units}
+    assert changed == {("tile", "A", 2), ("unplaced", "", 2)}
+    assert len(after.present) == 5
+    assert sorted(detections_of(unit).object_id.to_pylist() for unit in after.units) == [[0, 5], [2, 6]]
+    assert after.record.rows_planned == 4
+
+
+def test_a_shard_that_has_not_changed_is_not_opened(checkpoint: str, tmp_path: Path) -> None:
+    write_shards(str(tmp_path / "in"), cutouts_of(60, labelled=False), 20)
+    before = planned(tmp_path, "run1", checkpoint)
+    known = {(unit.url, unit.etag, unit.size_bytes): [unit] for unit in before.units}
+    for path in (tmp_path / "in").iterdir():
+        stat = path.stat()
+        path.write_bytes(bytes(stat.st_size))
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # its etag says that nothing has changed
+    (tmp_path / "in" / "001.parquet").unlink()
+    write_shards(str(tmp_path / "more"), cutouts_of(30, labelled=False), 30)
+    (tmp_path / "more" / "000.parquet").rename(tmp_path / "in" / "001.parquet")
+    after = planned(tmp_path, "run2", checkpoint, Earlier(units=names(before.units), shards=known, id_type="int64"))
+    assert [(unit.kind, unit.rows) for unit in after.units] == [(UnitKind.SHARD, 30)]
+    assert len(after.present) == 3

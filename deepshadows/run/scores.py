@@ -19,8 +19,8 @@ from deepshadows.run.units import Unit
 from deepshadows.schema import count_flags, is_fatal, score_schema
 
 _LISTING_THREADS = 16
-IMAGES_KEY = b"deepshadows.images"
-"""Of the metadata of a unit's table: rows, sums and sums of squares of ln(1 + summary) over its scored images."""
+STATISTICS_KEY = b"deepshadows.statistics"
+"""Of the metadata of a unit's table: see `catalog.statistics`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,8 @@ class Receipt:
     reason: str = ""
     flag_counts: str = "{}"
     engine: str = ""
-    images: str = "{}"
-    """JSON of the sums over the unit's images that `IMAGES_KEY` carries."""
+    statistics: str = "{}"
+    """JSON of `STATISTICS_KEY`."""
 
 
 def score_url(run: str, unit: str) -> str:
@@ -88,9 +88,9 @@ def commit(run: str, unit: Unit, table: pa.Table, fingerprint: str, engine: str)
         raise InputError(f"{unit.name}: {table.num_rows} rows scored, {unit.rows} planned")
     scored = table.num_rows - table["p_lsbg"].null_count
     flag_counts = json.dumps(count_flags(table["flags"].to_numpy()))
-    images = (table.schema.metadata or {}).get(IMAGES_KEY, b"{}")
+    statistics = (table.schema.metadata or {}).get(STATISTICS_KEY, b"{}")
     footer = {
-        IMAGES_KEY: images,
+        STATISTICS_KEY: statistics,
         b"deepshadows.unit": unit.unit.encode(),
         b"deepshadows.fingerprint": fingerprint.encode(),
         b"deepshadows.rows": str(table.num_rows).encode(),
@@ -107,7 +107,7 @@ def commit(run: str, unit: Unit, table: pa.Table, fingerprint: str, engine: str)
         scored=scored,
         flag_counts=flag_counts,
         engine=engine,
-        images=images.decode(),
+        statistics=statistics.decode(),
     )
 
 
@@ -141,7 +141,7 @@ def read_receipts(entries: dict[str, storage.StoredObject], fingerprint: str) ->
                 scored=int(footer[b"deepshadows.scored"]),
                 flag_counts=footer[b"deepshadows.flags"].decode(),
                 engine=footer[b"deepshadows.engine"].decode(),
-                images=footer.get(IMAGES_KEY, b"{}").decode(),
+                statistics=footer.get(STATISTICS_KEY, b"{}").decode(),
             )
         except (KeyError, ValueError) as error:
             raise InputError(f"{entry.url}: damaged footer; delete this object and run classify again") from error

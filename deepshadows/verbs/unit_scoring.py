@@ -19,10 +19,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from deepshadows import storage
+from deepshadows.catalog.statistics import unit_statistics
 from deepshadows.model.card import Card
 from deepshadows.model.scorer import Scorer, Scores, load_scorer
 from deepshadows.outcomes import InputError, NotFoundError, StorageError
-from deepshadows.run.scores import IMAGES_KEY, Receipt, commit, first_occurrences, quarantine, score_table
+from deepshadows.run.scores import STATISTICS_KEY, Receipt, commit, first_occurrences, quarantine, score_table
 from deepshadows.run.units import Unit, UnitKind
 from deepshadows.schema import IMAGE_SHAPE, Flag, is_fatal
 from deepshadows.settings import Classify
@@ -125,13 +126,8 @@ def score_unit(unit: Unit, scorer: Scorer, settings: Classify, run_id: str) -> p
         run=run_id,
         p_lsbg_err=scores.p_lsbg_err,
     )
-    return table.replace_schema_metadata({IMAGES_KEY: json.dumps(_image_sums(scores.summaries[~is_fatal(flags)]))})
-
-
-def _image_sums(summaries: NDArray[np.float32]) -> dict[str, Any]:
-    """What a drift of the images is seen by: rows, and sums over them of ln(1 + summary) and its square."""
-    x = np.log1p(summaries.astype(np.float64))
-    return {"rows": len(x), "sum": x.sum(axis=0).tolist(), "squares": (x * x).sum(axis=0).tolist()}
+    statistics = unit_statistics(table, scores.summaries[~is_fatal(flags)])
+    return table.replace_schema_metadata({STATISTICS_KEY: json.dumps(asdict(statistics))})
 
 
 def _parts_of(unit: Unit, card: Card, settings: Classify) -> Iterator[Cutouts]:

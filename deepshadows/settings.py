@@ -358,8 +358,8 @@ class Evaluate(Cluster):
         return self
 
 
-class Classify(Cluster, Columns, TileReading):
-    """Score every detection of a survey; a rerun of the same command does what is missing."""
+class Scoring(Columns, TileReading):
+    """What is scored, by which network, and how."""
 
     input: str = Field(description="Folder of cut-out shards, or of FITS tiles.", json_schema_extra=PATH)
     detections: str | None = Field(
@@ -368,7 +368,6 @@ class Classify(Cluster, Columns, TileReading):
     checkpoint: str = Field(
         DEFAULT_NETWORK, description="Name of shipped weights, or folder of a network.", json_schema_extra=WEIGHTS
     )
-    output: str = Field(description="Run directory.", json_schema_extra=PATH)
     precision: Precision = Field("fast", description="exact: fp32 reference; fast: checked against it.")
     unit_rows: Positive = Field(20_000, description="Most rows of one work unit.")
     batch_size: Positive = Field(256, description="Images in one call of the network.")
@@ -380,13 +379,24 @@ class Classify(Cluster, Columns, TileReading):
     )
 
 
-class Publish(Cluster):
-    """Turn finished runs into a new version of a HATS catalogue."""
+class Classify(Cluster, Scoring):
+    """Score every detection of a survey; a rerun of the same command does what is missing."""
 
-    run: tuple[str, ...] = Field(min_length=1, description="Run directory; may be repeated.", json_schema_extra=PATH)
+    output: str = Field(description="Run directory.", json_schema_extra=PATH)
+
+
+class Catalogue(Settings):
+    """How a version of a catalogue is written."""
+
     catalog: str = Field(description="Root of the catalogue.", json_schema_extra=PATH)
     duplicates: Literal["fail", "first"] = Field("fail", description="What to do with one id in several units.")
     partition_rows: Positive = Field(1_000_000, description="Most rows of one HEALPix partition.")
+
+
+class Publish(Cluster, Catalogue):
+    """Turn finished runs into a new version of a HATS catalogue."""
+
+    run: tuple[str, ...] = Field(min_length=1, description="Run directory; may be repeated.", json_schema_extra=PATH)
 
 
 class Status(Settings):

@@ -6,7 +6,8 @@ An engine computes the hidden layer its own way; `LastLayer` makes of it what al
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepshadows.model.domain import SUMMARIES, summaries
+from deepshadows.model.folding import FoldedBlock, fold
 from deepshadows.model.network import DeepShadowsNet, to_input
 from deepshadows.model.uncertainty import Uncertainty
 from deepshadows.outcomes import Failure
@@ -29,6 +31,8 @@ CHUNK = 32
 
 Forward = Callable[[Tensor], Tensor]
 """uint8 (N, 64, 64, 3) -> hidden layer, float (N, 1024)."""
+Lane = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""Images of one batch, uint8 (N, 64, 64, 3) -> columns of `Outputs`. It may have buffers: one call at a time."""
 
 
 @dataclass(frozen=True)
@@ -65,22 +69,26 @@ class LastLayer:
     ) -> None:
         device = device or torch.device("cpu")
         self._output = (net.output.weight.detach().float().to(device), net.output.bias.detach().float().to(device))
-        self._factor: Tensor | None = None
+        self.uncertain = uncertainty is not None
         if uncertainty is not None:
             self._factor = torch.from_numpy(uncertainty.factor).to(device)
             self._offset = torch.from_numpy(uncertainty.offset).to(device)
             self._floor = uncertainty.floor
-        self.columns = 2 + (len(SUMMARIES) if uncertainty is not None else 0)
+        self.columns = 2 + (len(SUMMARIES) if self.uncertain else 0)
 
-    def __call__(self, hidden: Tensor, images_NHWC: Tensor) -> Tensor:
-        """float32 (N, columns)."""
+    def __call__(self, hidden: Tensor, summed: Tensor | None) -> Tensor:
+        """float32 (N, columns); `summed` is used where the checkpoint states an uncertainty."""
         hidden = hidden.float()
         logits_N1 = F.linear(hidden, *self._output)
-        if self._factor is None:
+        if not self.uncertain or summed is None:
             return torch.cat([logits_N1, torch.full_like(logits_N1, torch.nan)], 1)
         projected = F.linear(hidden, self._factor, -self._offset)
         variances_N1 = projected.square_().sum(1, keepdim=True).add_(self._floor)
-        return torch.cat([logits_N1, variances_N1, summaries(images_NHWC)], 1)
+        return torch.cat([logits_N1, variances_N1, summed], 1)
+
+    def of_images(self, hidden: Tensor, images_NHWC: Tensor) -> Tensor:
+        """The same, with the summaries taken here."""
+        return self(hidden, summaries(images_NHWC) if self.uncertain else None)
 
 
 class EngineUnavailableError(Failure):
@@ -88,7 +96,7 @@ class EngineUnavailableError(Failure):
 
 
 class Engine(Protocol):
-    """One way to run the network, one call at a time; `name` is recorded with the scores."""
+    """One way to run the network, from any thread; `name` is recorded with the scores."""
 
     name: str
 
@@ -98,44 +106,65 @@ class Engine(Protocol):
 
 
 class CpuEngine:
-    """Runs `forward` in lanes of one thread each, every lane with a staging buffer; `padded` keeps its full shape.
+    """Shares batches out to lanes of one thread each; may be called from several threads at once.
 
-    Lanes that do not wait for each other are 8 % faster than one call on all threads (8.2k and 8.9k images/s on 2 Zen 4
-    cores), and lose less where a server or another process takes a core now and then.
+    Lanes that do not wait for each other are 8 % faster than one call on all threads, and lose less where a server or
+    another process takes a core now and then; with several callers none waits for the last batch of another.
     """
 
     def __init__(
-        self, name: str, forward: Forward, last: LastLayer, *, batch_size: int, threads: int, padded: bool
+        self, name: str, make_lane: Callable[[], Lane], *, columns: int, batch_size: int, threads: int
     ) -> None:
         self.name = name
-        self._forward, self._last = forward, last
-        self._padded = padded
-        self._staging = [torch.zeros((batch_size, 64, 64, 3), dtype=torch.uint8) for _ in range(threads)]
-        self._lanes = ThreadPoolExecutor(threads, thread_name_prefix="lane")
+        self._make_lane, self._columns, self._batch_size = make_lane, columns, batch_size
+        self._own = threading.local()
+        self._lanes = ThreadPoolExecutor(threads, thread_name_prefix="lane", initializer=self._enter)
+
+    def _enter(self) -> None:
+        torch.set_num_threads(1)
+        self._own.lane = self._make_lane()
 
     def measure(self, images: NDArray[np.uint8]) -> Outputs:
         """Of images uint8 (N, 64, 64, 3), any N."""
-        columns = np.empty((len(images), self._last.columns), np.float32)
-        starts = iter(range(0, len(images), len(self._staging[0])))
-        lanes = [self._lanes.submit(self._run, staging, starts, images, columns) for staging in self._staging]
-        wait(lanes)
-        for lane in lanes:
-            lane.result()
-        return Outputs.of(columns)
+        starts = range(0, len(images), self._batch_size)
+        parts = [self._lanes.submit(self._run, images[start : start + self._batch_size]) for start in starts]
+        wait(parts)
+        empty = np.empty((0, self._columns), np.float32)
+        return Outputs.of(np.concatenate([empty, *(part.result() for part in parts)]))
 
-    def _run(
-        self, staging: Tensor, starts: Iterator[int], images: NDArray[np.uint8], columns: NDArray[np.float32]
-    ) -> None:
-        """One lane: take the next batch until there is none."""
-        torch.set_num_threads(1)
-        buffer = staging.numpy()
+    def _run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            for start in starts:
-                part = images[start : start + len(buffer)]
-                buffer[: len(part)] = part
-                buffer[len(part) :] = 0
-                batch = staging if self._padded else staging[: len(part)]
-                columns[start : start + len(part)] = self._last(self._forward(batch), batch)[: len(part)].numpy()
+            columns: NDArray[np.float32] = self._own.lane(images)
+        return columns
+
+
+class TorchLane:
+    """Runs `forward` on a staging buffer; `padded` keeps the buffer's full shape."""
+
+    def __init__(self, forward: Forward, last: LastLayer, *, batch_size: int, padded: bool) -> None:
+        self._forward, self._last, self._padded = forward, last, padded
+        self._staging = torch.zeros((batch_size, 64, 64, 3), dtype=torch.uint8)
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        buffer = self._staging.numpy()
+        buffer[: len(images)] = images
+        buffer[len(images) :] = 0
+        batch = self._staging if self._padded else self._staging[: len(images)]
+        columns: NDArray[np.float32] = self._last.of_images(self._forward(batch), batch)[: len(images)].numpy()
+        return columns
+
+
+def torch_cpu(
+    name: str, forward: Forward, last: LastLayer, *, batch_size: int, threads: int, padded: bool = False
+) -> Engine:
+    """An engine of `TorchLane`s."""
+    return CpuEngine(
+        f"torch-{torch.__version__} cpu {name}",
+        lambda: TorchLane(forward, last, batch_size=batch_size, padded=padded),
+        columns=last.columns,
+        batch_size=batch_size,
+        threads=threads,
+    )
 
 
 def exact_cpu(net: DeepShadowsNet, uncertainty: Uncertainty | None = None, *, threads: int) -> Engine:
@@ -145,8 +174,8 @@ def exact_cpu(net: DeepShadowsNet, uncertainty: Uncertainty | None = None, *, th
     1 or 2 threads; only the order and the number of rows vary here, and the tests hold those.
     """
     net = net.eval().requires_grad_(False)
-    return CpuEngine(
-        f"torch-{torch.__version__} cpu fp32 eager",
+    return torch_cpu(
+        "fp32 eager",
         lambda images: net.hidden_layer(to_input(images)),
         LastLayer(net, uncertainty),
         batch_size=EXACT_BATCH,
@@ -177,22 +206,17 @@ def folded_cpu(
     if dtype is torch.bfloat16 and not torch.cpu.get_capabilities().get("avx512_bf16", False):
         raise EngineUnavailableError("this CPU has no bf16 arithmetic")
     bits = {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
-    return CpuEngine(
-        f"torch-{torch.__version__} cpu {bits} folded",
+    return torch_cpu(
+        f"{bits} folded",
         _FoldedNet(net.eval(), dtype),
         LastLayer(net, uncertainty),
         batch_size=batch_size,
         threads=threads,
-        padded=False,
     )
 
 
 class _FoldedNet:
-    """The network with each batch norm folded away.
-
-    BN(relu(y)) = sign * relu(|a| y) + b with a the norm's scale, b its shift: |a| goes into the convolution before
-    it, b commutes with the max pool and is added to a quarter of the pixels. Where every a is positive, as after any
-    usual training, sign drops out. The last b goes into the dense bias, 1/255 into the first convolution.
+    """The network of `folding`, one oneDNN call a layer.
 
     The first convolution is fp32 whatever the dtype, for 9 % of the rate: its 27 weights a channel meet the level of
     the sky, so what bf16 rounds off of them adds up (|dp| to 0.046 and 5 flipped of 2,000 cut-outs; 0.005 and none so).
@@ -200,39 +224,26 @@ class _FoldedNet:
 
     def __init__(self, net: DeepShadowsNet, dtype: torch.dtype) -> None:
         self._dtype = dtype
-        self._convs: list[tuple[Tensor, Tensor]] = []
-        self._signs: list[Tensor | None] = []
-        self._shifts: list[Tensor] = []
+        folded = fold(net)
+        *inner, _ = folded.blocks
         with torch.inference_mode():
-            self._fold_convolutions(net)
-            self._fold_dense(net)
+            self._convs = [self._packed(depth, block) for depth, block in enumerate(folded.blocks)]
+            self._signs = [
+                None if bool((block.sign > 0).all()) else block.sign.to(bias.dtype).view(1, -1, 1, 1)
+                for block, (_, bias) in zip(folded.blocks, self._convs, strict=True)
+            ]
+            # one image row of (column, channel): a broadcast over channels alone is 5 times slower in bf16
+            self._shifts = [
+                block.shift.to(self._convs[depth][1].dtype).repeat(32 >> depth) for depth, block in enumerate(inner)
+            ]
+            self._hidden = folded.hidden.to(dtype).contiguous()
+            self._hidden_bias = folded.hidden_bias.to(dtype)
 
-    def _fold_convolutions(self, net: DeepShadowsNet) -> None:
-        for depth, (conv, norm) in enumerate(net.blocks()):
-            assert norm.running_var is not None and norm.running_mean is not None and conv.bias is not None
-            scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-            size = 64 >> depth
-            kernel = conv.weight * scale.abs().view(-1, 1, 1, 1) / (255.0 if depth == 0 else 1.0)
-            dtype = self._dtype if depth else torch.float32
-            packed = torch.ops.mkldnn._reorder_convolution_weight(
-                kernel.to(dtype), [1, 1], [1, 1], [1, 1], 1, [CHUNK, conv.in_channels, size, size]
-            )
-            self._convs.append((packed, (conv.bias * scale.abs()).to(dtype)))
-            self._signs.append(None if bool((scale > 0).all()) else scale.sign().to(dtype).view(1, -1, 1, 1))
-            self._shifts.append(norm.bias - scale * norm.running_mean)
-
-    def _fold_dense(self, net: DeepShadowsNet) -> None:
-        last = self._shifts.pop()
-        pixels = net.hidden.in_features // len(last)
-        by_pixel = net.hidden.weight.view(-1, len(last), pixels).transpose(1, 2).flatten(1)  # rows, columns, channels
-        self._hidden = by_pixel.to(self._dtype).contiguous()
-        self._hidden_bias = (net.hidden.bias + by_pixel @ last.repeat(pixels)).to(self._dtype)
-        # one image row of (column, channel): a broadcast over channels alone is 5 times slower in bf16
-        widths = [64 >> (depth + 1) for depth in range(len(self._shifts))]
-        self._shifts = [
-            shift.to(kernel.dtype).repeat(width)
-            for shift, width, (kernel, _) in zip(self._shifts, widths, self._convs, strict=False)
-        ]
+    def _packed(self, depth: int, block: FoldedBlock) -> tuple[Tensor, Tensor]:
+        dtype = self._dtype if depth else torch.float32
+        shape = [CHUNK, block.kernel.shape[1], 64 >> depth, 64 >> depth]
+        kernel = torch.ops.mkldnn._reorder_convolution_weight(block.kernel.to(dtype), [1, 1], [1, 1], [1, 1], 1, shape)
+        return kernel, block.bias.to(dtype)
 
     def __call__(self, images: Tensor) -> Tensor:
         chunks = torch.split(images, CHUNK)
@@ -276,6 +287,7 @@ class CudaEngine:
         size = EXACT_BATCH if exact else batch_size
         self._pinned = [torch.zeros((size, 64, 64, 3), dtype=torch.uint8, pin_memory=True) for _ in range(2)]
         self._copied = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
+        self._turn = threading.Lock()
         name = torch.cuda.get_device_name(self._device)
         self.name = f"torch-{torch.__version__} {name} {'fp32' if exact else 'bf16'} eager"
 
@@ -288,7 +300,7 @@ class CudaEngine:
             enabled=True, benchmark=not self._exact, deterministic=self._exact, allow_tf32=not self._exact
         )
         parts = []
-        with torch.inference_mode(), flags:
+        with self._turn, torch.inference_mode(), flags:
             for turn, start in enumerate(range(0, len(images), size)):
                 part = images[start : start + size]
                 parts.append(self._forward(self._upload(part, turn % 2))[: len(part)])
@@ -307,4 +319,4 @@ class CudaEngine:
     def _forward(self, images_NHWC: Tensor) -> Tensor:
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=not self._exact):
             hidden = self._net.hidden_layer(to_input(images_NHWC))
-        return self._last(hidden, images_NHWC)
+        return self._last.of_images(hidden, images_NHWC)

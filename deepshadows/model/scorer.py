@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -16,6 +15,7 @@ from deepshadows.model import checkpoint, engines, uncertainty
 from deepshadows.model.card import Card
 from deepshadows.model.domain import Domain
 from deepshadows.model.engines import CudaEngine, Engine, EngineUnavailableError
+from deepshadows.model.fused import fused_cpu
 from deepshadows.outcomes import InputError
 
 PROBE_IMAGES = 64
@@ -73,8 +73,6 @@ class Scorer:
     engine: str
     _run: Engine
     _domain: Domain | None = None
-    _turn: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
-    """Engines have buffers of their own: callers from several threads take turns."""
 
     def score(self, images: NDArray[np.uint8]) -> Scores:
         """Everything about a batch of any size.
@@ -96,8 +94,7 @@ class Scorer:
         """
         if images.dtype != np.uint8 or images.shape[1:] != (64, 64, 3):
             raise InputError(f"images are {images.dtype} {images.shape}; the network takes uint8 (N, 64, 64, 3)")
-        with self._turn:
-            outputs = self._run.measure(images)
+        outputs = self._run.measure(images)
         unknown = np.full(len(images), np.nan, np.float32)
         return Scores(
             logits=outputs.logits,
@@ -139,6 +136,7 @@ def load_scorer(
     fitted = uncertainty.read(url, card)
     on_cuda = (device or ("cuda" if torch.cuda.is_available() else "cpu")) == "cuda"
     builders: list[Callable[[], Engine]] = [
+        lambda: fused_cpu(net, fitted, batch_size=batch_size, threads=threads),
         lambda: engines.folded_cpu(net, torch.bfloat16, fitted, batch_size=batch_size, threads=threads),
         lambda: engines.folded_cpu(net, torch.float32, fitted, batch_size=batch_size, threads=threads),
     ]

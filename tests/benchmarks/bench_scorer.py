@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 from deepshadows.model import checkpoint, engines, uncertainty
 from deepshadows.model.card import Card
-from deepshadows.model.engines import Engine
+from deepshadows.model.engines import Engine, EngineUnavailableError
+from deepshadows.model.fused import fused_cpu
 from deepshadows.model.network import DeepShadowsNet, to_input
 from deepshadows.settings import DEFAULT_NETWORK
 from deepshadows.sky.cutouts import Geometry
@@ -124,7 +125,7 @@ def _queued(openvino: object, compiled: object) -> Run:
 
 
 def our_ways(fitted: uncertainty.Uncertainty | None, net: DeepShadowsNet, batch: int) -> Iterator[tuple[str, Run]]:
-    threads = os.cpu_count() or 1
+    sizes = {"batch_size": batch, "threads": os.cpu_count() or 1}
 
     def logits_of(engine: Engine) -> Run:
         def run(images: Images) -> NDArray[np.float32]:
@@ -133,9 +134,12 @@ def our_ways(fitted: uncertainty.Uncertainty | None, net: DeepShadowsNet, batch:
         run.takes_many = True  # type: ignore[attr-defined]
         return run
 
-    for name, more in (("the scorer", None), ("the scorer, with error and distance", fitted)):
-        engine = engines.folded_cpu(net, torch.bfloat16, more, batch_size=batch, threads=threads)
-        yield name, logits_of(engine)
+    try:
+        yield "the scorer", logits_of(fused_cpu(net, **sizes))
+        yield "the scorer, with error and distance", logits_of(fused_cpu(net, fitted, **sizes))
+    except EngineUnavailableError as error:
+        print(f"left out: {error}")
+    yield "its second choice, oneDNN", logits_of(engines.folded_cpu(net, torch.bfloat16, **sizes))
 
 
 def over(run: Run, images: Images, batch: int) -> NDArray[np.float32]:

@@ -41,7 +41,8 @@ _FORBIDDEN = re.compile(
     r"|http://169\.254\.169\.254"  # obstore: no key in the environment, and no role to ask for one
 )
 
-STREAM_CHUNK_BYTES = 4 << 20
+STREAM_CHUNK_BYTES = 1 << 20
+"""Larger ones are put together by the client from what arrives, at the cost of one more copy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,13 +156,13 @@ def read_ranges(url: str, starts: Sequence[int], ends: Sequence[int]) -> list[by
 
 
 class ByteStream:
-    """Bytes [start, end) of an object as they come, in one request; taken in order.
+    """Bytes [start, end) of an object as they come, in one request; taken in order, each copied once.
 
     An object whose etag is another is a `StorageError`; one that is not known is empty.
     """
 
     def __init__(self, url: str, start: int, end: int, etag: str) -> None:
-        self._url, self._position, self._left = url, start, bytearray()
+        self._url, self._position, self._left = url, start, memoryview(b"")
         store, key = _locate(url)
         with _translated(url, "reading"):
             wanted: obstore.GetOptions = {"range": (start, end)}
@@ -174,17 +175,28 @@ class ByteStream:
         """Bytes [start, end) of the object, not before those taken last; what lies between is passed over."""
         if start < self._position:
             raise ValueError(f"{self._url}: byte {start} has gone by; the stream is at {self._position}")
-        wanted = end - self._position
-        with _translated(self._url, "reading"):
-            while len(self._left) < wanted:
-                chunk = next(self._chunks, None)
-                if chunk is None:
-                    raise StorageError(f"{self._url}: the store broke off {wanted - len(self._left)} bytes early")
-                self._left += memoryview(chunk)
-        taken = memoryview(bytes(memoryview(self._left)[start - self._position : wanted]))
-        del self._left[:wanted]
-        self._position = end
+        for _ in self._pieces(start - self._position):
+            pass
+        taken = memoryview(pa.allocate_buffer(end - start)).cast("B")
+        filled = 0
+        for piece in self._pieces(end - start):
+            taken[filled : filled + len(piece)] = piece
+            filled += len(piece)
         return taken
+
+    def _pieces(self, wanted: int) -> Iterator[memoryview]:
+        """The next bytes, as they came."""
+        while wanted:
+            if not self._left:
+                with _translated(self._url, "reading"):
+                    chunk = next(self._chunks, None)
+                if chunk is None:
+                    raise StorageError(f"{self._url}: the store broke off {wanted} bytes early")
+                self._left = memoryview(chunk).cast("B")
+            piece, self._left = self._left[:wanted], self._left[wanted:]
+            self._position += len(piece)
+            wanted -= len(piece)
+            yield piece
 
 
 def open_arrow(url: str) -> pa.NativeFile:

@@ -102,9 +102,9 @@ class _Window(io.RawIOBase):
     def tell(self) -> int:
         return self._position
 
-    def read(self, size: int | None = -1) -> bytes:
+    def read(self, size: int | None = -1) -> memoryview:  # Arrow takes it without a copy
         low = self._position - self._start
         high = len(self._bytes) if size is None or size < 0 else low + size
         data = self._bytes[low:high] if low >= 0 else self._bytes[:0]
         self._position += len(data)
-        return bytes(data)
+        return data

@@ -1,6 +1,7 @@
 #!/bin/sh
 # A Ray head on this machine that outlives a verb, with a dashboard and a token, on the loopback only; Ctrl-C ends it.
 #   sh cluster/local.sh [flags of `ray start`, such as --num-cpus=8]
+# Prometheus finds its nodes with  --config.file=/tmp/ray/session_latest/metrics/prometheus/prometheus.yml
 # Then, elsewhere: deepshadows submit classify ... --address http://127.0.0.1:8265
 # A verb needs none of this: without --address it starts a Ray of its own and ends it.
 set -eu

@@ -33,6 +33,7 @@ trap 'kill $(jobs -p) 2>/dev/null; wait; rm -rf "$scratch"' EXIT
 srun --nodes=1 --ntasks=1 --nodelist="$head" ray start --head --node-ip-address="$address" --port="$port" \
     --include-dashboard=false "${options[@]}" >&2 &
 if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
+    # shellcheck disable=SC2016 # the shell on each node takes its own arguments
     srun --nodes=$((SLURM_JOB_NUM_NODES - 1)) --ntasks=$((SLURM_JOB_NUM_NODES - 1)) --exclude="$head" \
         bash -c 'until ray start --address="$0" "$@"; do sleep 2; done' "$address:$port" "${options[@]}" >&2 &
 fi

@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
-from sklearn.covariance import ledoit_wolf
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 LAGS = (1, 2, 4, 8)
@@ -154,6 +152,8 @@ def fit(images: NDArray[np.uint8]) -> Domain:
     images : uint8 (N, 64, 64, 3)
         Training images, at least 2; of more than 2000 an even choice is taken.
     """
+    from sklearn.covariance import ledoit_wolf  # here: scorers need none of it, and it takes a second
+
     chosen = images[np.linspace(0, len(images) - 1, min(len(images), FIT_ROWS)).astype(np.intp)]
     inside = np.concatenate([chosen, softened(chosen[::SOFTENED_EVERY])])
     summed, wide = (summaries(torch.from_numpy(part)).numpy() for part in (inside, shrunk(chosen)))
@@ -175,6 +175,8 @@ def fit(images: NDArray[np.uint8]) -> Domain:
 
 def _telling(u: NDArray[np.float64], u_wide: NDArray[np.float64]) -> NDArray[np.float64]:
     """The quadratic form of (1, u) that tells the second from the first best, (F + 1, F + 1) upper triangle."""
+    from sklearn.linear_model import LogisticRegression
+
     size = u.shape[1] + 1
     upper = np.triu_indices(size)
     v = np.concatenate([np.concatenate([u, u_wide]), np.ones((len(u) + len(u_wide), 1))], axis=1)

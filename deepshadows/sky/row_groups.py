@@ -18,7 +18,7 @@ from deepshadows import storage
 
 def row_groups(file: pq.ParquetFile, first_row: int, rows: int, columns: list[str] | None = None) -> Iterator[pa.Table]:
     """The wanted rows, one row group after the other."""
-    for number, low, high in _wanted(file.metadata, first_row, rows):
+    for number, low, high in wanted_groups(file.metadata, first_row, rows):
         yield file.read_row_group(number, columns).slice(low, high - low)
 
 
@@ -33,7 +33,7 @@ def streamed_row_groups(url: str, file: pq.ParquetFile, first_row: int, rows: in
         The store breaks off.
     """
     metadata = file.metadata
-    wanted = list(_wanted(metadata, first_row, rows))
+    wanted = list(wanted_groups(metadata, first_row, rows))
     if not wanted:
         return
     spans = [_span(metadata.row_group(number)) for number, _, _ in wanted]
@@ -50,12 +50,12 @@ def streamed_row_groups(url: str, file: pq.ParquetFile, first_row: int, rows: in
 
 def read_rows(file: pq.ParquetFile, first_row: int, rows: int, columns: list[str] | None = None) -> pa.Table:
     """The wanted rows as one table."""
-    wanted = list(_wanted(file.metadata, first_row, rows))
+    wanted = list(wanted_groups(file.metadata, first_row, rows))
     table = file.read_row_groups([number for number, _, _ in wanted], columns)
     return table.slice(wanted[0][1] if wanted else 0, sum(high - low for _, low, high in wanted))
 
 
-def _wanted(metadata: pq.FileMetaData, first_row: int, rows: int) -> Iterator[tuple[int, int, int]]:
+def wanted_groups(metadata: pq.FileMetaData, first_row: int, rows: int) -> Iterator[tuple[int, int, int]]:
     """Row groups with wanted rows: number, first and last + 1 wanted row within it."""
     start = 0
     for number in range(metadata.num_row_groups):

@@ -16,6 +16,7 @@ from deepshadows import storage
 from deepshadows.outcomes import AbsentError, InputError
 from deepshadows.schema import IMAGE_BYTES, IMAGE_SHAPE, SHAPE_TEXT, Flag, cutout_schema, image_field, image_metadata
 from deepshadows.sky.cutouts import Geometry, bring_to_field
+from deepshadows.sky.row_groups import wanted_groups
 
 ROW_GROUP_ROWS = 1000
 MAX_ROW_GROUP_BYTES = 8 << 30
@@ -133,14 +134,18 @@ def open_shard(url: str) -> pq.ParquetFile:
     names = file.schema_arrow.names
     if "image" not in names or "object_id" not in names:
         raise InputError(f"{url}: not a cut-out shard: columns image and object_id are needed, it has {names}")
-    for number in range(file.metadata.num_row_groups):
+    return file
+
+
+def check_row_groups(file: pq.ParquetFile, url: str, first_row: int, rows: int) -> None:
+    """Refuse rows whose row groups would not fit into memory, however little of the file they are."""
+    for number, _, _ in wanted_groups(file.metadata, first_row, rows):
         group = file.metadata.row_group(number)
         if max(group.total_byte_size, group.num_rows * IMAGE_BYTES) > MAX_ROW_GROUP_BYTES:
             raise InputError(
                 f"{url}: row group {number} unpacks to {group.num_rows} rows, {group.total_byte_size >> 30} GiB; "
                 f"write it with groups of about {ROW_GROUP_ROWS} rows"
             )
-    return file
 
 
 def shard_geometry(schema: pa.Schema, url: str) -> tuple[float, str, tuple[str, ...]]:
@@ -269,6 +274,7 @@ def read_shards(url: str) -> Cutouts:
 
 def _whole(url: str) -> pa.Table:
     file = open_shard(url)
+    check_row_groups(file, url, 0, file.metadata.num_rows)
     try:
         return file.read()
     except (pa.ArrowException, OSError) as error:

@@ -26,7 +26,7 @@ from deepshadows.settings import Classify
 from deepshadows.sky.row_groups import read_rows
 from deepshadows.sky.shards import open_shard
 from deepshadows.verbs.classify_plan import Planned, detections_of, plan
-from deepshadows.verbs.progress import track
+from deepshadows.verbs.progress import ScoringNote, track
 from deepshadows.verbs.ray_session import ray_session
 from deepshadows.verbs.unit_scoring import UnitScorer
 
@@ -150,7 +150,7 @@ def _score(settings: Classify, target: str, planned: Planned, missing: list[Unit
         num_gpus=placement.gpus,
     )
     try:
-        for row in track(dataset.iter_rows(), "scoring units", total=len(missing)):
+        for row in track(dataset.iter_rows(), "scoring units", len(missing), ScoringNote()):
             if failure := row.pop("failure"):
                 raise StorageError(f"{failure}; when the store answers, run the same command again to go on")
             yield Receipt(**row)

@@ -1,4 +1,4 @@
-"""One work unit from pixels to its committed score object, inside a scorer actor. Imports no Ray itself.
+"""One work unit from pixels to its committed score object, inside a scorer actor; of Ray it imports the metrics alone.
 
 A reader thread keeps a few parts ahead while the network works: pixels never cross the object store.
 """
@@ -29,8 +29,9 @@ from deepshadows.schema import IMAGE_SHAPE, Flag, is_fatal
 from deepshadows.settings import Classify
 from deepshadows.sky.cutouts import Geometry, bring_to_field, cut
 from deepshadows.sky.row_groups import row_groups, streamed_row_groups
-from deepshadows.sky.shards import Cutouts, cutouts_from_table, open_shard
+from deepshadows.sky.shards import Cutouts, check_row_groups, cutouts_from_table, open_shard
 from deepshadows.sky.tiles import BandSource, TileFiles, read_tile
+from deepshadows.verbs import metrics
 from deepshadows.verbs.classify_plan import card_geometry, detections_of
 
 QUEUED_PARTS = 3
@@ -65,6 +66,7 @@ class UnitScorer:
         unit = Unit(**row)
         for attempt in range(self._settings.retries + 1):
             if attempt:
+                metrics.RETRIES.inc()
                 time.sleep(RETRY_WAIT_S * 2**attempt)
             try:
                 table = score_unit(unit, self._scorer, self._settings, self._run_id)
@@ -91,6 +93,7 @@ class UnitScorer:
                 receipt = write()
             except StorageError as error:
                 failure = str(error)
+        metrics.unit_ended(unit, "failed" if failure else "quarantined" if receipt.quarantined else "done")
         return {**asdict(receipt), "failure": failure}
 
 
@@ -104,10 +107,11 @@ def score_unit(unit: Unit, scorer: Scorer, settings: Classify, run_id: str) -> p
     """
     parts: list[Cutouts] = []
     scored: list[Scores] = []
-    for part in _ahead(_parts_of(unit, scorer.card, settings)):
+    for part in metrics.waited(_ahead(_parts_of(unit, scorer.card, settings))):
         usable = ~is_fatal(part.flags)
         images = part.images if usable.all() else part.images[usable]
-        scored.append(scorer.score(images).placed(usable, fill=0.0))
+        with metrics.scoring(images):
+            scored.append(scorer.score(images).placed(usable, fill=0.0))
         parts.append(replace(part, images=np.empty((0, *IMAGE_SHAPE), np.uint8)))  # an empty view would keep all pixels
     object_id = pa.concat_arrays([part.object_id for part in parts])
     flags: NDArray[np.int32] = np.concatenate([part.flags for part in parts])
@@ -146,6 +150,7 @@ def _shard_parts(unit: Unit, geometry: Geometry, settings: Classify) -> Iterator
     if storage.stat(unit.url).etag != unit.etag:
         raise InputError(f"{unit.url}: changed since the run was planned; give another --output")
     file = open_shard(unit.url)
+    check_row_groups(file, unit.url, unit.first_row, unit.rows)
     try:
         far = storage.is_s3(unit.url)
         rows = file, unit.first_row, unit.rows

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import socket
@@ -10,10 +12,14 @@ import sys
 import tempfile
 import time
 import uuid
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
 import requests
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 LOCAL = Path(__file__).parents[2] / "cluster" / "local.sh"
 START_LIMIT_S = 90.0
@@ -65,12 +71,26 @@ class RayHead:
         self.stop()
         raise RuntimeError(f"Ray did not start at {self.address}:\n{log[-3000:]}")
 
+    def scraped(self) -> dict[str, list[Sample]]:
+        """What Prometheus would find on the nodes, by name."""
+        found = defaultdict(list)
+        for group in json.loads((self.folder / "ray" / "prom_metrics_service_discovery.json").read_text()):
+            for target in group["targets"]:
+                for family in text_string_to_metric_families(requests.get(f"http://{target}", timeout=10).text):
+                    for sample in family.samples:
+                        found[sample.name].append(sample)
+        return found
+
+    def family(self) -> list[psutil.Process]:
+        """Every process below the head."""
+        try:
+            return psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
     def stop(self) -> None:
         """End the head and every process below it."""
-        try:
-            family = psutil.Process(self.process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            family = []
+        family = self.family()
         self.process.terminate()
         _, alive = psutil.wait_procs([psutil.Process(self.process.pid), *family] if family else [], timeout=10)
         for process in alive:
@@ -89,3 +109,13 @@ def free_ports(count: int) -> list[int]:
     for each in sockets:
         each.close()
     return ports
+
+
+def listeners(processes: Iterable[psutil.Process]) -> set[str]:
+    """Addresses at which these processes wait for others."""
+    found = set()
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            connections = process.net_connections("inet")
+            found |= {each.laddr.ip for each in connections if each.status == psutil.CONN_LISTEN}
+    return found

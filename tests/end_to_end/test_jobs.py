@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import requests
+from prometheus_client.samples import Sample
 
 from deepshadows import storage
 from deepshadows.catalog import collection
@@ -24,9 +26,9 @@ from deepshadows.run.manifest import read_manifest
 from deepshadows.sky.shards import split, write_shard
 from deepshadows.verbs import submit
 from tests.catalog.finished_runs import current_version, mixed_tables, write_run
-from tests.end_to_end.ray_head import RayHead
+from tests.end_to_end.ray_head import RayHead, listeners
 from tests.model.blobs import blob_cutouts
-from tests.seaweed import SeaweedFS
+from tests.seaweed import SECRET, SeaweedFS
 
 pytestmark = pytest.mark.timeout(600)
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -34,8 +36,8 @@ JOBS = Path(__file__).parents[2] / "jobs"
 
 @pytest.fixture(scope="module")
 def head(object_store: SeaweedFS) -> Iterator[RayHead]:
-    """The cluster has its own credentials, as on real nodes."""
-    found = RayHead(object_store.environment())
+    """The cluster has its own credentials, as on real nodes; it tells Prometheus of itself every second."""
+    found = RayHead({**object_store.environment(), "RAY_metrics_report_interval_ms": "1000"})
     yield found
     found.stop()
 
@@ -89,7 +91,7 @@ def scores(run: str) -> pa.Table:
     return table.drop_columns(["unit", "run"]).sort_by("object_id")
 
 
-def test_train_and_classify_as_raw_jobs_and_classify_as_a_submitted_one(head: RayHead, bucket: str) -> None:
+def test_a_chain_of_raw_jobs_and_the_same_classify_as_a_submitted_one(head: RayHead, bucket: str) -> None:
     for number, part in enumerate(split(blob_cutouts(200), 100)):
         write_shard(f"{bucket}/shards/{number}.parquet", part)
     recipe = f"{bucket}/recipe.toml"
@@ -101,6 +103,48 @@ def test_train_and_classify_as_raw_jobs_and_classify_as_a_submitted_one(head: Ra
     assert (record["status"], record["rows_scored"], record["job_output"]) == ("SUCCEEDED", 200, f"{bucket}/submitted")
     assert scores(f"{bucket}/raw").num_rows == 200
     assert scores(f"{bucket}/raw").equals(scores(f"{bucket}/submitted"))
+    raw_job(head, "publish.py", "--run", f"{bucket}/raw", "--catalog", f"{bucket}/cat")
+    assert current_version(f"{bucket}/cat") == "v0001"
+
+
+def test_prometheus_finds_what_the_dashboard_draws(head: RayHead, bucket: str) -> None:
+    """Two units, one of which cannot be read; each metric of each query is there once they are done."""
+    write_shard(f"{bucket}/in/0.parquet", blob_cutouts(60))
+    storage.write(f"{bucket}/in/bad.parquet", b"not Parquet")
+    flags = ["--input", f"{bucket}/in", "--output", f"{bucket}/run", "--precision", "exact", "--retries", "1"]
+    before = head.scraped()
+    record, log = submitted(head, "classify", *flags)
+    assert record["exit_code"] == ExitCode.EXCEPTIONS
+    assert re.search(r"^scoring units: 2/2 in \d+\.\d s, \d+ images/s, 0 flags, 1 quarantined$", log, re.MULTILINE)
+    assert "\x1b" not in log
+    deadline = time.monotonic() + 30
+    wanted = {("images", ""): 60, ("input_bytes", ""): 60 * 12_288, ("retries", ""): 1, ("units", "done"): 1,
+              ("units", "quarantined"): 1}  # fmt: skip
+    while (found := counted(head.scraped(), before, wanted)) != wanted and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert found == wanted
+    there = head.scraped()
+    assert sum(sample.value for sample in there["ray_deepshadows_scorer_seconds_total"]) > 0
+    drawn = re.findall(r"ray_\w+", (JOBS.parent / "cluster" / "grafana.json").read_text())
+    assert len(drawn) > 10
+    assert set(drawn) <= set(there)
+    assert {"JobId"} <= there["ray_deepshadows_images_total"][0].labels.keys()
+
+
+def counted(
+    now: dict[str, list[Sample]], before: dict[str, list[Sample]], names: Iterable[tuple[str, str]]
+) -> dict[tuple[str, str], float]:
+    """How far counters have gone on: by name, and by outcome where they have one."""
+
+    def total(found: dict[str, list[Sample]], name: str, outcome: str) -> float:
+        samples = found.get(f"ray_deepshadows_{name}_total", [])
+        return sum(sample.value for sample in samples if sample.labels.get("outcome", "") == outcome)
+
+    return {each: total(now, *each) - total(before, *each) for each in names}
+
+
+def test_every_server_of_a_head_listens_on_the_loopback_alone(head: RayHead) -> None:
+    assert listeners(head.family()) == {"127.0.0.1"}
 
 
 def test_submit_follows_the_log_and_brings_the_figures(head: RayHead, place: str) -> None:
@@ -176,6 +220,16 @@ def test_no_credentials_travel(head: RayHead, bucket: str) -> None:
     assert json.loads(told)["metadata"] == {"verb": "publish"}
     assert list(json.loads(told)["runtime_env"]) == ["working_dir"]
     assert "planted-s3cret" not in told + log + json.dumps(record)
+    package = json.loads(told)["runtime_env"]["working_dir"].removeprefix("gcs://").removesuffix(".zip")
+    (unpacked,) = head.folder.rglob(package)
+    assert [path.name for path in unpacked.iterdir()] == ["settings.toml"], "what was uploaded"
+    looked_at = 0
+    for path in head.folder.rglob("*"):
+        if path.is_file() and path != head.folder / "token":
+            text = path.read_bytes()
+            looked_at += 1
+            assert not [secret for secret in ("planted-s3cret", SECRET, head.token) if secret.encode() in text], path
+    assert looked_at > 20, "logs of Ray, of the jobs, and what they were sent"
 
 
 def test_a_head_with_a_token_lets_no_one_else_in(head: RayHead) -> None:

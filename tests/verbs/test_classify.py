@@ -32,6 +32,7 @@ from deepshadows.sky.stretch import DES
 from deepshadows.sky.tile_index import scan_tiles
 from deepshadows.sky.tiles import read_tile
 from deepshadows.verbs import classify
+from tests.end_to_end.ray_head import listeners
 from tests.sky.test_shards import cutouts_of
 from tests.sky.tile_files import noise, write_band, write_tile
 
@@ -311,6 +312,7 @@ def test_a_killed_driver_s_run_goes_on_with_exactly_what_is_missing(checkpoint: 
         for process in psutil.Process(driver.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 family[process] = process.name()
+        assert listeners(family) == {"127.0.0.1"}
     finally:
         driver.kill()
     driver.wait()

@@ -5,6 +5,7 @@ Building one touches no disk, clock, network or hardware. Imports only `outcomes
 
 from __future__ import annotations
 
+import re
 import tomllib
 from typing import Annotated, Any, Literal, Self
 
@@ -36,6 +37,16 @@ DEFAULT_NETWORK = "deepshadows-v2"
 _OTHER_FLAGS = {"from_checkpoint": "--from"}
 
 
+NO_PASSWORD = (
+    "leave user and password out of the address, it is written into records and logs; give them through the environment"
+)
+
+
+def holds_password(text: object) -> bool:
+    """True for an address such as s3://key:secret@bucket."""
+    return isinstance(text, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*@", text) is not None
+
+
 class Settings(BaseModel):
     """Frozen, keyword-only, refuses keys it does not know."""
 
@@ -47,6 +58,14 @@ class Settings(BaseModel):
         for name, value in values.items() if isinstance(values, dict) else ():
             if isinstance(value, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
                 raise ValueError(f"{name}: true or false is not a value of it")
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _addresses_hold_no_password(cls, values: Any) -> Any:
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if any(holds_password(text) for text in (value if isinstance(value, list | tuple) else [value])):
+                raise ValueError(f"{name}: {NO_PASSWORD}")
         return values
 
     @classmethod
@@ -76,7 +95,7 @@ def parse_toml(text: str, source: str) -> dict[str, Any]:
     """A settings file as a dictionary; `-` in keys reads as `_`."""
     try:
         return {key.replace("-", "_"): value for key, value in tomllib.loads(text).items()}
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, numbers of thousands of digits, deep nesting
         raise UsageError(f"{source}: not valid TOML: {error}") from error
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from deepshadows.model.checkpoint import fill
 from deepshadows.model.network import DeepShadowsNet
+from deepshadows.outcomes import InputError
 
 STATE_TENSORS = "state.safetensors"
 STATE_RECORD = "state.json"
@@ -69,14 +71,25 @@ def write_state(folder: Path, state: State) -> None:
 
 
 def read_state(folder: Path) -> State:
-    """The state of a training between two epochs."""
-    record = json.loads((folder / STATE_RECORD).read_text())
-    return State(
-        all_tensors=safetensors.torch.load_file(folder / STATE_TENSORS),
-        log=tuple(Epoch(**epoch) for epoch in record["log"]),
-        kept_epoch=record["kept_epoch"],
-        kept_loss=record["kept_loss"],
-    )
+    """The state of a training between two epochs.
+
+    Raises
+    ------
+    InputError
+        A file is missing or damaged.
+    """
+    try:
+        record = json.loads((folder / STATE_RECORD).read_text())
+        return State(
+            all_tensors=safetensors.torch.load_file(folder / STATE_TENSORS),
+            log=tuple(Epoch(**epoch) for epoch in record["log"]),
+            kept_epoch=record["kept_epoch"],
+            kept_loss=record["kept_loss"],
+        )
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+        raise InputError(
+            f"{folder}: the state of the training is damaged; remove the folder `training` to train anew: {error}"
+        ) from error
 
 
 def epochs_without_gain(log: tuple[Epoch, ...]) -> int:

@@ -132,18 +132,18 @@ def read_receipts(entries: dict[str, storage.StoredObject], fingerprint: str) ->
             footer = pq.read_schema(storage.open_arrow(entry.url)).metadata or {}
         except (pa.ArrowException, OSError) as error:
             raise storage.arrow_failure(entry.url, error) from error
-        if footer.get(b"deepshadows.fingerprint", b"").decode() != fingerprint:
+        if footer.get(b"deepshadows.fingerprint") != fingerprint.encode():
             raise InputError(f"{entry.url}: belongs to another run; give another --output")
         try:
             return Receipt(
                 unit=unit,
                 rows=int(footer[b"deepshadows.rows"]),
                 scored=int(footer[b"deepshadows.scored"]),
-                flag_counts=footer[b"deepshadows.flags"].decode(),
+                flag_counts=json.dumps({name: int(n) for name, n in json.loads(footer[b"deepshadows.flags"]).items()}),
                 engine=footer[b"deepshadows.engine"].decode(),
                 statistics=footer.get(STATISTICS_KEY, b"{}").decode(),
             )
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{entry.url}: damaged footer; delete this object and run classify again") from error
 
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from deepshadows import settings, storage
-from deepshadows.outcomes import AbsentError, Summary, UsageError
+from deepshadows.outcomes import AbsentError, InputError, Summary, UsageError
 from deepshadows.run.record import software_versions
 from deepshadows.sky.shards import list_shards
 from deepshadows.verbs import simulate
@@ -95,8 +95,14 @@ def _report_in(output: str) -> dict[str, Any] | None:
     url = storage.join(output, NUMBERS)
     if not storage.exists(url):
         return None
-    record: dict[str, Any] = json.loads(storage.read(url))
-    return record
+    try:
+        record: dict[str, Any] = json.loads(storage.read(url))
+        if {"scale", "split", "seed", "settings", "experiments"} <= record.keys():
+            _sources(record["settings"])
+            return record
+        raise ValueError("not a report of experiments")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{url}: damaged; delete it, the trainings beside it are kept: {error}") from error
 
 
 def _continued(wanted: settings.Experiments, scale: Scale, there: Mapping[str, Any]) -> settings.Experiments:

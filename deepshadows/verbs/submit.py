@@ -24,7 +24,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from deepshadows.outcomes import ExitCode, Failure, ForbiddenError, NotFoundError, Summary, UsageError
-from deepshadows.settings import Settings
+from deepshadows.settings import NO_PASSWORD, Settings, holds_password
 from deepshadows.verbs.job_files import CONFIG, prepare
 from deepshadows.verbs.progress import relay
 
@@ -70,6 +70,8 @@ def run(
 
 
 def _connect(address: str) -> JobSubmissionClient:
+    if holds_password(address):
+        raise UsageError(f"--address: {NO_PASSWORD}")
     if not address.startswith(("http://", "https://")):
         raise UsageError(f"--address {address}: give the dashboard of the cluster, such as http://host:8265")
     logging.getLogger("ray.dashboard").setLevel(logging.WARNING)

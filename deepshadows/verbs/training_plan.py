@@ -9,7 +9,7 @@ from typing import Any
 from deepshadows import storage
 from deepshadows.model import shipped
 from deepshadows.model.card import CARD_NAME, Card, read_card
-from deepshadows.outcomes import UsageError
+from deepshadows.outcomes import InputError, UsageError
 from deepshadows.settings import RECIPES, Finetune, Recipe, Train, parse_toml
 
 STATE_FOLDER = "training"
@@ -90,8 +90,12 @@ def claim(output: str, plan: Plan) -> str | None:
     address = storage.join(output, STATE_FOLDER, PLAN_NAME)
     if storage.create(address, plan.to_json()):
         return None
-    found = json.loads(storage.read(address))
-    if {**found, "recipe": Recipe().model_dump() | found.get("recipe", {})} != asdict(plan):  # new fields: defaults
+    try:
+        found = json.loads(storage.read(address))
+        found = {**found, "recipe": Recipe().model_dump() | found.get("recipe", {})}  # new fields: defaults
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{address}: damaged; remove {storage.join(output, STATE_FOLDER)} to train anew") from error
+    if found != asdict(plan):
         raise UsageError(
             f"{output}: an unfinished training with other cut-outs, recipe or start is here; choose another --output "
             f"or remove {storage.join(output, STATE_FOLDER)}"

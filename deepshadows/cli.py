@@ -35,6 +35,8 @@ VERBS: dict[str, type[settings.Settings]] = {
     "explain": settings.Explain,
     "classify": settings.Classify,
     "publish": settings.Publish,
+    "select": settings.Select,
+    "versions": settings.Versions,
     "status": settings.Status,
     "experiments": settings.Experiments,
 }

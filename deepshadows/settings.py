@@ -26,6 +26,7 @@ HeatMap = Literal["hires-cam", "grad-cam"]
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
+VersionName = Annotated[str, Field(pattern=r"^v\d{4,}$")]
 ARGUMENT: JsonDict = {"argument": True}
 """`json_schema_extra` of a field that the command line takes by its place, without a flag."""
 PATH: JsonDict = {"path": "any"}
@@ -410,6 +411,37 @@ class Catalogue(Settings):
     catalog: str = Field(description="Root of the catalogue.", json_schema_extra=PATH)
     duplicates: Literal["fail", "first"] = Field("fail", description="What to do with one id in several units.")
     partition_rows: Positive = Field(1_000_000, description="Most rows of one HEALPix partition.")
+    margin_arcsec: Annotated[float, Field(gt=0, le=60)] = Field(
+        10.0, description="Width of the margin that is kept around each partition, for cross-matches."
+    )
+
+
+class Select(Settings):
+    """Write the objects of a catalogue that a condition and a cone on the sky select to one file."""
+
+    catalog: str = Field(description="Root of the catalogue, local or s3://.", json_schema_extra={**ARGUMENT, **PATH})
+    where: str | None = Field(None, description='Condition in SQL, such as "p_lsbg > 0.9 AND flags = 0".')
+    cone: str | None = Field(None, description="RA_DEG,DEC_DEG,RADIUS_ARCSEC (ICRS).")
+    columns: str | None = Field(None, description="Columns to write, between commas; without it, all.")
+    version: VersionName | None = Field(None, description="Version to read; without it, the current one.")
+    output: str = Field(description="File to write: .parquet, .fits or .vot.", json_schema_extra=PATH)
+
+
+class Versions(Settings):
+    """List the versions of a catalogue; make another one current; remove old ones."""
+
+    catalog: str = Field(description="Root of the catalogue, local or s3://.", json_schema_extra={**ARGUMENT, **PATH})
+    rollback: VersionName | None = Field(None, description="Version to make current again, such as v0003.")
+    expire: Positive | None = Field(None, description="Remove all versions but the current and so many of the newest.")
+    dry_run: bool = Field(False, description="With --expire: tell what would be removed, remove nothing.")
+
+    @model_validator(mode="after")
+    def _one_thing(self) -> Self:
+        if self.rollback is not None and self.expire is not None:
+            raise ValueError("give --rollback or --expire, not both")
+        if self.dry_run and self.expire is None:
+            raise ValueError("--dry-run goes with --expire")
+        return self
 
 
 class Publish(Cluster, Catalogue):

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import socket
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -202,10 +203,16 @@ class ByteStream:
 def open_arrow(url: str) -> pa.NativeFile:
     """A seekable file for Parquet, read by ranges."""
     with _translated(url, "opening"):
-        if is_s3(url):
-            bucket, key = _bucket_and_key(url)
-            return _arrow(bucket).open_input_file(f"{bucket}/{key}")
-        return pa.fs.LocalFileSystem().open_input_file(normalise(url))
+        filesystem, path = arrow_location(url)
+        return filesystem.open_input_file(path)
+
+
+def arrow_location(url: str) -> tuple[pa.fs.FileSystem, str]:
+    """The file system and path by which Arrow's own readers find an object."""
+    if is_s3(url):
+        bucket, key = _bucket_and_key(url)
+        return _arrow(bucket), f"{bucket}/{key}"
+    return pa.fs.LocalFileSystem(), normalise(url)
 
 
 def stat(url: str) -> StoredObject:
@@ -232,8 +239,8 @@ def is_file(url: str) -> bool:
     return exists(url) if is_s3(url) else Path(url).is_file()
 
 
-def list_objects(url: str, suffixes: tuple[str, ...] = ()) -> list[StoredObject]:
-    """Objects below a folder (or the one object at `url`), sorted by address; hidden ones left out."""
+def list_objects(url: str, suffixes: tuple[str, ...] = (), *, hidden: bool = False) -> list[StoredObject]:
+    """Objects below a folder (or the one object at `url`), sorted by address; hidden ones left out unless wanted."""
     store, key = _locate(url)
     prefix = f"s3://{_bucket_and_key(url)[0]}/" if is_s3(url) else "/"
     with _translated(url, "listing"):
@@ -245,7 +252,7 @@ def list_objects(url: str, suffixes: tuple[str, ...] = ()) -> list[StoredObject]
     wanted = [
         entry
         for entry in found
-        if entry.url.lower().endswith(suffixes or "") and not name_of(entry.url).startswith((".", "_"))
+        if entry.url.lower().endswith(suffixes or "") and (hidden or not name_of(entry.url).startswith((".", "_")))
     ]
     if not found and is_file(url):
         wanted = [stat(url)]
@@ -305,6 +312,40 @@ def _locked(url: str) -> Iterator[None]:
     with lock.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+def copy(source: str, target: str) -> None:
+    """Let the store copy an object, without its bytes passing through here; on one disk, a hard link."""
+    store, key = _locate(source)
+    other, target_key = _locate(target)
+    if store is not other:
+        raise UsageError(f"{source}: cannot be copied to {target} by the store: they lie in different places")
+    with _translated(source, "copying"):
+        obstore.copy(store, key, target_key)
+
+
+def upload(path: Path, url: str) -> None:
+    """Move a finished local file to `url`, however large; readers see the old object or the new, never a part."""
+    if is_s3(url):
+        store, key = _locate(url)
+        with _translated(url, "writing"):
+            obstore.put(store, key, path)
+        path.unlink()
+        return
+    with _translated(url, "writing"):
+        Path(url).parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(url).with_name(f".{Path(url).name}.{uuid.uuid4().hex}")
+        shutil.move(path, beside)
+        beside.replace(url)
+
+
+def children(url: str) -> list[str]:
+    """Names directly below a folder, sorted; those of folders end with a slash."""
+    store, key = _locate(url)
+    with _translated(url, "listing"):
+        found = obstore.list_with_delimiter(store, key)
+    folders = [name_of(prefix) + "/" for prefix in found["common_prefixes"]]
+    return sorted([*folders, *(name_of(meta["path"]) for meta in found["objects"])])
 
 
 def delete(url: str) -> None:

@@ -27,6 +27,10 @@ class SkyCount:
         """Rows in each pixel of a coarser order, shape (12 * 4**order,)."""
         return np.asarray(self._sum.full_histogram.reshape(12 * 4**order, -1).sum(axis=1), dtype=np.int64)
 
+    def occupied(self) -> NDArray[np.int64]:
+        """Pixels of COUNT_ORDER that have rows, shape (P,)."""
+        return np.flatnonzero(self._sum.full_histogram).astype(np.int64)
+
     def align(self, partition_rows: int) -> list[Partition]:
         """The largest pixels that hold at most `partition_rows`, in the order of `_healpix_29`.
 
@@ -49,3 +53,16 @@ class SkyCount:
         aligned = generate_alignment(counts, highest_order=order, threshold=partition_rows)
         found = {Partition(*(int(number) for number in entry)) for entry in aligned if entry is not None}
         return sorted(found, key=lambda partition: partition.first_index)
+
+
+def carried_counts(skymap: NDArray[np.int64], carried: list[Partition]) -> NDArray[np.int64]:
+    """Of the rows in each pixel of SKYMAP_ORDER, those in some partitions; both of shape (12 * 4**SKYMAP_ORDER,)."""
+    counts = np.zeros_like(skymap)
+    for partition in carried:
+        shift = 2 * (SKYMAP_ORDER - partition.order)
+        if shift >= 0:
+            pixels = slice(partition.pixel << shift, (partition.pixel + 1) << shift)
+            counts[pixels] = skymap[pixels]
+        else:
+            counts[partition.pixel >> -shift] += partition.rows
+    return counts

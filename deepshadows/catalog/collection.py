@@ -1,7 +1,9 @@
-"""A catalogue and its versions: CAT/vNNNN/<table>, and the pointer CAT/collection.properties. No Ray, no torch.
+"""A catalogue and its pointer, CAT/collection.properties: which version is current, which are published.
 
-A version never changes once the pointer names it. The pointer is the HATS collection file that LSDB follows, so readers
-of the root always see one whole version; it is swapped by one conditional write.
+A version (`version_folder`) never changes once the pointer names it. The pointer is the HATS collection file that LSDB
+follows, so readers of the root always see one whole version; each change of it is one conditional write. It also lists
+the published versions, so that what may be rolled back to and what may be removed is decided by the same write.
+No Ray, no torch.
 """
 
 from __future__ import annotations
@@ -10,69 +12,69 @@ import json
 import re
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 from hats.catalog.dataset.collection_properties import CollectionProperties
+from hats.catalog.dataset.table_properties import TableProperties
 
 from deepshadows import storage
 from deepshadows.catalog.healpix import Partition
-from deepshadows.outcomes import HeldError, InputError, NotFoundError, StorageError, UsageError
+from deepshadows.catalog.version_folder import (
+    CLAIM,
+    POINTER,
+    VERSION_NAME,
+    VersionFolder,
+    index_name,
+    margin_name,
+    table_name,
+)
+from deepshadows.outcomes import Failure, HeldError, InputError, NotFoundError, StorageError, UsageError
 
-FORMAT_VERSION = 1
-POINTER = "collection.properties"
-CLAIM = "claim.json"
-UNPLACED = "unplaced.parquet"
-_OURS = re.compile(r"v\d{4,}/.*")
+FORMAT_VERSION = 2
+"""1 had no margin, no index and no list of published versions."""
+_OURS = re.compile(rf"{VERSION_NAME.pattern}/.*")
 
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """What CAT/collection.properties says: the version, its table below the root, and the etag of this state."""
+    """What CAT/collection.properties says, and the etag of this state.
+
+    Attributes
+    ----------
+    version : str
+        The one that readers see.
+    table : str
+        Its table below the root.
+    published : tuple of str
+        All versions that can be read and rolled back to, by number.
+    token : str
+        Of who wrote this state.
+    """
 
     version: str
     table: str
     etag: str
+    published: tuple[str, ...]
+    token: str
+
+    @property
+    def newest(self) -> int:
+        """The highest number published; it never falls, since expiry keeps the newest."""
+        return int(self.published[-1][1:])
 
 
 @dataclass(frozen=True, slots=True)
-class NewVersion:
+class NewVersion(VersionFolder):
     """A version that is being written; `before` is what it will replace."""
 
-    catalog: str
-    name: str
     token: str
     before: Pointer | None
-
-    @property
-    def url(self) -> str:
-        return storage.join(self.catalog, self.name)
-
-    @property
-    def table(self) -> str:
-        """The table below the root, as the pointer names it."""
-        return f"{self.name}/{table_name(self.catalog)}"
-
-    @property
-    def table_url(self) -> str:
-        return storage.join(self.catalog, self.table)
-
-    @property
-    def unplaced_url(self) -> str:
-        return storage.join(self.url, UNPLACED)
-
-    @property
-    def staging_url(self) -> str:
-        return storage.join(self.url, "staging")
-
-
-def table_name(catalog: str) -> str:
-    """The name of the catalogue as HATS readers show it: that of its folder, without odd characters."""
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", storage.name_of(catalog)) or "catalog"
 
 
 def read_pointer(catalog: str) -> Pointer | None:
@@ -89,34 +91,78 @@ def read_pointer(catalog: str) -> Pointer | None:
         text = storage.read(url)
     except NotFoundError:
         return None
-    found = _parse_pointer(url, text)
-    written_in = (found.model_extra or {}).get("deepshadows_format")
+    found = _parse(url, text, CollectionProperties)
+    extra = found.model_extra or {}
+    written_in = extra.get("deepshadows_format")
     version = found.hats_primary_table_url.split("/")[0]
-    if written_in is None or not re.fullmatch(r"v\d{4,}", version):
-        raise InputError(f"{url}: a HATS collection that DeepShadows did not write; give another --catalog")
+    if written_in is None or not VERSION_NAME.fullmatch(version):
+        raise InputError(f"{url}: a HATS collection that DeepShadows did not write; give another catalogue")
     if written_in != str(FORMAT_VERSION):
-        raise InputError(
-            f"{url}: written in format {written_in}, this version knows {FORMAT_VERSION}; "
-            "use the DeepShadows that wrote it, or give another --catalog"
-        )
-    return Pointer(version, found.hats_primary_table_url, etag)
+        raise InputError(_other_format(url, written_in, catalog, found.hats_primary_table_url))
+    published = tuple(extra.get("deepshadows_published", "").split())
+    if version not in published or not all(VERSION_NAME.fullmatch(name) for name in published):
+        raise InputError(f"{url}: damaged: names {version} as current and {published or 'nothing'} as published")
+    token = str(extra.get("deepshadows_publisher", ""))
+    return Pointer(version, found.hats_primary_table_url, etag, published, token)
 
 
-def _parse_pointer(url: str, text: bytes) -> CollectionProperties:
-    """What `hats` makes of the file."""
+def _parse(url: str, text: bytes, kind: Any) -> Any:
+    """What `hats` makes of a properties file."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / POINTER
+        path = Path(folder) / storage.name_of(url)
         path.write_bytes(text)
         try:
-            return CollectionProperties.read_from_file(path)
+            return kind.read_from_file(path)
         except Exception as error:  # the parser of properties raises what it likes
             raise InputError(f"{url}: damaged: {error}") from error
 
 
-def _pointer(catalog: str) -> Pointer:
+def _other_format(url: str, written_in: str, catalog: str, table: str) -> str:
+    """What to do with a catalogue of another format: an older one is published again from its runs."""
+    told = f"{url}: written in format {written_in}, this DeepShadows knows {FORMAT_VERSION}; "
+    if not written_in.isdigit() or int(written_in) > FORMAT_VERSION:
+        return told + "use the DeepShadows that wrote it, or give another --catalog"
+    try:
+        runs = " ".join(f"--run {run['url']}" for run in runs_of(read_properties(storage.join(catalog, table))))
+    except Failure:
+        runs = "--run RUN"
+    return told + f"publish its runs again beside it: deepshadows publish {runs} --catalog {catalog}-{FORMAT_VERSION}"
+
+
+def read_properties(table_url: str) -> TableProperties:
+    """What hats.properties of a table says; raises `NotFoundError` where there is no table."""
+    url = storage.join(table_url, "hats.properties")
+    return _parse(url, storage.read(url), TableProperties)
+
+
+def runs_of(properties: TableProperties) -> list[dict[str, str]]:
+    """The runs that a table was made from, as the provenance in its properties has them."""
+    found = json.loads((properties.model_extra or {}).get("deepshadows_runs", "[]"))
+    return list(found)
+
+
+def current(catalog: str) -> VersionFolder:
+    """The version that readers of the root see now.
+
+    Raises
+    ------
+    NotFoundError
+        Nothing is published there.
+    InputError
+        The root is no catalogue of this DeepShadows.
+    """
+    return VersionFolder(catalog, require_pointer(catalog).version)
+
+
+def require_pointer(catalog: str) -> Pointer:
+    """The pointer, where there must be one; raises like `current`."""
     pointer = read_pointer(catalog)
     if pointer is None:
-        raise NotFoundError(f"{catalog}: no catalogue there (no {POINTER}); `deepshadows publish` writes one")
+        begun = [name for name in storage.children(catalog) if VERSION_NAME.fullmatch(name.rstrip("/"))]
+        half = f"a publish was begun ({begun[-1].rstrip('/')}) but is not finished; " if begun else ""
+        raise NotFoundError(
+            f"{catalog}: no catalogue there (no {POINTER}); {half}`deepshadows publish --catalog {catalog}` writes one"
+        )
     return pointer
 
 
@@ -148,53 +194,81 @@ def claim_version(catalog: str) -> NewVersion:
     Its tasks may still write there, so the number is never given out again.
     """
     before = read_pointer(catalog)
-    number = int(before.version[1:]) if before else 0
+    number = before.newest if before else 0
     token = uuid.uuid4().hex
     while True:
         number += 1
         version = NewVersion(catalog, f"v{number:04d}", token, before)
-        if storage.create(storage.join(version.url, CLAIM), json.dumps({"publisher": token}).encode()):
+        if storage.create(version.claim_url, json.dumps({"publisher": token}).encode()):
             return version
 
 
-def abandon(version: NewVersion) -> None:
-    """Remove what was written of a version that will not be published; its number stays taken."""
-    storage.delete_folder(version.table_url)
-    storage.delete_folder(version.staging_url)
-    storage.delete(version.unplaced_url)
+def abandon(version: VersionFolder) -> None:
+    """Remove what was written of a version that is not published; its number stays taken."""
+    for name in storage.children(version.url):
+        if name.endswith("/"):
+            storage.delete_folder(storage.join(version.url, name.rstrip("/")))
+        elif name != CLAIM:
+            storage.delete(storage.join(version.url, name))
 
 
 def swap(version: NewVersion) -> None:
-    """Let the pointer name the new version, where it still is as it was when the version was begun.
+    """Let the pointer name the new version, where the one that it was begun from is still current.
 
-    Where the store does not answer, its files stay: the write may have come through.
+    Versions that were expired meanwhile are no conflict. Where the store does not answer, the files of the version
+    stay: the write may have come through.
 
     Raises
     ------
     HeldError
-        Another publisher has finished since; the version is removed.
+        Another version has been published or made current since; this one is removed.
     """
-    url = storage.join(version.catalog, POINTER)
-    data = _pointer_text(version)
-    before = version.before
-    if storage.create(url, data) if before is None else storage.replace(url, data, before.etag):
-        return
-    now = read_pointer(version.catalog)
-    if now is None or now.version != version.name:  # else our own write, repeated by the client after a lost answer
-        abandon(version)
-        raise HeldError(
-            f"{version.catalog}: another publish finished first ({now.version if now else 'pointer removed'} is "
-            f"current); this one changed nothing; run it again if it is still wanted"
-        )
+    while True:
+        now = read_pointer(version.catalog)
+        if now is not None and now.version == version.name:
+            return  # our own write: what a write left decides, not its answer
+        if _name(now) != _name(version.before) or (now is not None and now.newest > version.number):
+            abandon(version)
+            raise HeldError(
+                f"{version.catalog}: another publish finished first ({_name(now) or 'pointer removed'} is current); "
+                "this one changed nothing; run it again if it is still wanted"
+            )
+        if move_pointer(version, now, [*(now.published if now else ()), version.name], version.token):
+            return
 
 
-def _pointer_text(version: NewVersion) -> bytes:
-    properties = CollectionProperties(
-        name=table_name(version.catalog),
-        hats_primary_table_url=version.table,
+def _name(pointer: Pointer | None) -> str | None:
+    return pointer.version if pointer else None
+
+
+def move_pointer(to: VersionFolder, now: Pointer | None, published: Sequence[str], token: str) -> bool:
+    """Write the pointer where it still is as `now` has it; False where it has changed."""
+    url = storage.join(to.catalog, POINTER)
+    data = collection_text(
+        to.catalog,
+        below=f"{to.name}/",
         deepshadows_format=str(FORMAT_VERSION),
-        deepshadows_version=version.name,
-        deepshadows_publisher=version.token,
+        deepshadows_version=to.name,
+        deepshadows_published=" ".join(sorted(published, key=lambda name: int(name[1:]))),
+        deepshadows_publisher=token,
+    )
+    if storage.create(url, data) if now is None else storage.replace(url, data, now.etag):
+        return True
+    found = read_pointer(to.catalog)  # a client that repeats a write whose answer was lost is told that it failed
+    return found is not None and (found.token, found.version) == (token, to.name)
+
+
+def collection_text(catalog: str, *, below: str = "", **extra: str) -> bytes:
+    """A HATS collection file that names table, margin and index, `below` the folder it lies in."""
+    margin, index = below + margin_name(catalog), below + index_name(catalog)
+    properties = CollectionProperties(
+        name=table_name(catalog),
+        hats_primary_table_url=below + table_name(catalog),
+        all_margins=[margin],
+        default_margin=margin,
+        all_indexes={"object_id": index},
+        default_index="object_id",
+        **extra,
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / POINTER
@@ -207,19 +281,22 @@ def partitions_of(table_url: str) -> list[Partition]:
     data = storage.read(storage.join(table_url, "partition_info.csv"))
     table = pyarrow.csv.read_csv(pa.BufferReader(data))
     pairs = zip(table["Norder"].to_pylist(), table["Npix"].to_pylist(), strict=True)
-    return [Partition(order, pixel, 0) for order, pixel in pairs]
+    return sorted((Partition(order, pixel, 0) for order, pixel in pairs), key=lambda partition: partition.first_index)
 
 
 def iterate_current(catalog: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
     """Rows of the current version, one partition after the other; some columns or all."""
-    catalog = storage.normalise(catalog)
-    table_url = storage.join(catalog, _pointer(catalog).table)
-    schema = pq.read_schema(storage.open_arrow(storage.join(table_url, "dataset", "_common_metadata")))
-    schema = schema.remove_metadata()
+    yield from iterate_version(current(storage.normalise(catalog)), columns)
+
+
+def iterate_version(version: VersionFolder, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """Rows of a version, one partition after the other; some columns or all. The first table is empty."""
+    with storage.open_arrow(storage.join(version.table_url, "dataset", "_common_metadata")) as file:
+        schema = pq.read_schema(file).remove_metadata()
     wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
     yield wanted.empty_table()
-    for partition in partitions_of(table_url):
-        with storage.open_arrow(storage.join(table_url, partition.path)) as file:
+    for partition in partitions_of(version.table_url):
+        with storage.open_arrow(storage.join(version.table_url, partition.path)) as file:
             yield pq.ParquetFile(file).read(columns).replace_schema_metadata(None)
 
 
@@ -243,7 +320,5 @@ def read_current(catalog: str, columns: list[str] | None = None) -> pa.Table:
 
 def read_unplaced(catalog: str, columns: list[str] | None = None) -> pa.Table:
     """Rows of the current version that have no place on the sky; no `_healpix_29`."""
-    catalog = storage.normalise(catalog)
-    url = storage.join(catalog, _pointer(catalog).version, UNPLACED)
-    with storage.open_arrow(url) as file:
+    with storage.open_arrow(current(storage.normalise(catalog)).unplaced_url) as file:
         return pq.ParquetFile(file).read(columns).replace_schema_metadata(None)

@@ -1,119 +1,160 @@
-"""What the tasks of a publish do: count rows, stage them by partition, write one partition. No Ray, no torch.
-
-A staged object holds one Arrow stream a partition, one after the other, so that whoever writes a partition fetches one
-byte range of each staged object: no footers to parse, one PUT a chunk, however many partitions it touches.
-"""
+"""What the tasks of a publish do: count rows, stage them by partition, write one partition. No Ray, no torch."""
 
 from __future__ import annotations
 
-import io
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from deepshadows import storage
-from deepshadows.catalog.healpix import UNPLACED, Partition, count_pixels, partition_numbers
+from deepshadows.catalog.division import Division, sample_ids
+from deepshadows.catalog.healpix import UNPLACED, Partition, count_pixels
+from deepshadows.catalog.id_index import changed_entries
 from deepshadows.catalog.partitions import (
     Repeats,
     catalog_schema,
     describe_repeats,
     in_sky_order,
+    read_table,
     repeated_rows,
     to_parquet,
 )
-from deepshadows.catalog.score_objects import ScoreSource, placed_index, read_scores
-from deepshadows.schema import HEALPIX
+from deepshadows.catalog.pieces import Piece, gather, put_pieces
+from deepshadows.catalog.score_objects import ScoreSource, read_placed
+from deepshadows.catalog.unit_rows import UNIT_ROWS, count_units, of_units
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """The rows of one partition in one staged object: bytes [start, end)."""
+class KeptRows:
+    """A partition of the version before, or its rows without a place, less those of units that go."""
 
     url: str
-    partition: int
-    start: int
-    end: int
     rows: int
+    gone: pa.Array
+    """RUN/UNIT of each, strings."""
+
+
+Source = ScoreSource | KeptRows
 
 
 @dataclass(frozen=True, slots=True)
+class Counted:
+    """Occupied pixels of COUNT_ORDER and the rows in each, of some sources; a sample of their identifiers."""
+
+    pixels: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    total: int
+    ids: pa.Array
+
+
+@dataclass(frozen=True, kw_only=True)
 class Written:
-    """What became of one partition."""
+    """What became of one partition, and where its rows for margins and the id index are staged.
 
-    partition: int
+    `rows` are those that came, `repeats` among them; `pixels` (of COUNT_ORDER), `pixel_rows` and `units` count those
+    that were written; `indexed` and `unindexed` are entries that the id index gets and loses.
+    """
+
+    cell: int
     rows: int
-    size_bytes: int
     repeats: Repeats
+    size_bytes: int = 0
+    pixels: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    pixel_rows: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    units: pa.Table = field(default_factory=UNIT_ROWS.empty_table)
+    margin: list[Piece] = field(default_factory=list)
+    indexed: list[Piece] = field(default_factory=list)
+    unindexed: list[Piece] = field(default_factory=list)
 
 
-def count_chunk(sources: list[ScoreSource]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Occupied pixels and the placed rows in each, of some score objects."""
-    tables = (read_scores(source, ["ra", "dec", "flags"]) for source in sources)
-    return count_pixels(np.concatenate([placed_index(table)[1] for table in tables]))
+def read_rows(source: Source, id_type: pa.DataType) -> pa.Table:
+    """Rows of a source with `_healpix_29`, null where they have no place on the sky."""
+    if isinstance(source, ScoreSource):
+        return read_placed(source)
+    table = read_table(source.url)
+    schema = catalog_schema(id_type)
+    if schema.names[0] not in table.column_names:  # unplaced rows
+        table = table.add_column(0, schema.field(0), pa.nulls(len(table), pa.int64()))
+    return table.filter(pc.invert(of_units(table, source.gone))).cast(schema)
 
 
-def stage(sources: list[ScoreSource], partitions: list[Partition], url: str) -> list[Piece]:
-    """Read the rows of some score objects and write them, by partition, to `url`."""
-    parts: list[pa.Table] = []
-    numbers: list[NDArray[np.int64]] = []
-    for source in sources:
-        table, number = _with_destination(read_scores(source), partitions)
-        parts.append(table)
-        numbers.append(number)
-    data, pieces = split(pa.concat_tables(parts), np.concatenate(numbers), url)
-    storage.write(url, data)
-    return pieces
+def count_rows(sources: Sequence[Source], id_type: pa.DataType) -> Counted:
+    """Count the rows of some sources on the sky."""
+
+    def narrow(source: Source) -> pa.Table:
+        if isinstance(source, ScoreSource):
+            return read_placed(source, ["object_id", "ra", "dec", "flags"])
+        return read_rows(source, id_type)
+
+    columns = ["_healpix_29", "object_id"]
+    table = pa.concat_tables([narrow(source).select(columns) for source in sources])
+    pixels, rows = count_pixels(table["_healpix_29"].drop_null().to_numpy())
+    return Counted(pixels, rows, len(table), sample_ids(table["object_id"].combine_chunks()))
 
 
-def _with_destination(table: pa.Table, partitions: list[Partition]) -> tuple[pa.Table, NDArray[np.int64]]:
-    """The rows with `_healpix_29` (null where not placed), and the partition number of each."""
-    placed, index = placed_index(table)
-    healpix, number = np.zeros(len(placed), np.int64), np.full(len(placed), UNPLACED, np.int64)
-    healpix[placed] = index
-    number[placed] = partition_numbers(index, partitions)
-    return table.add_column(0, HEALPIX, pa.array(healpix, mask=~placed)), number
+def stage(sources: Sequence[Source], id_type: pa.DataType, division: Division, url: str) -> list[Piece]:
+    """Read the rows of some sources and write them, by partition, to `url`."""
+    table = pa.concat_tables([read_rows(source, id_type) for source in sources])
+    index = table["_healpix_29"]
+    cells = np.full(len(table), UNPLACED, np.int64)
+    cells[index.is_valid().to_numpy()] = division.cells_of(index.drop_null().to_numpy())
+    return put_pieces(table, cells, url)
 
 
-def split(table: pa.Table, number: NDArray[np.int64], url: str) -> tuple[bytes, list[Piece]]:
-    """The bytes of a staged object, and where each partition lies in it; rows keep their order within one."""
-    order = np.argsort(number, kind="stable")
-    table = table.take(pa.array(order)).replace_schema_metadata(None).combine_chunks()
-    present, first = np.unique(number[order], return_index=True)
-    ends = [*first[1:], table.num_rows]
-    sink = io.BytesIO()
-    pieces = []
-    options = pa.ipc.IpcWriteOptions(compression="lz4")
-    for partition, begin, end in zip(present, first, ends, strict=True):
-        start = sink.tell()
-        with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
-            writer.write_table(table.slice(begin, end - begin))
-        pieces.append(Piece(url, int(partition), start, sink.tell(), int(end - begin)))
-    return sink.getvalue(), pieces
+def write_partition(
+    cell: int,
+    pieces: Sequence[Piece],
+    url: str,
+    keep_first: bool,
+    division: Division,
+    staging_url: str,
+    before_url: str | None,
+) -> Written:
+    """Gather, drop repeats if told so, sort, write; stage what margins and the id index need of it.
 
-
-def gather(pieces: list[Piece]) -> pa.Table:
-    """The rows of one partition, in the order of the pieces."""
-    tables = []
-    for piece in pieces:
-        (data,) = storage.read_ranges(piece.url, [piece.start], [piece.end])
-        with pa.ipc.open_stream(data) as reader:
-            tables.append(reader.read_all())
-    return pa.concat_tables(tables)
-
-
-def write_partition(number: int, pieces: list[Piece], url: str, keep_first: bool) -> Written:
-    """Gather, drop repeats if told so, sort, write; repeats that nobody decided on are reported, nothing written."""
+    Repeats that nobody decided on are reported, nothing is written. Of a partition that the version before has too, at
+    `before_url`, only identifiers that came or went are given to the index.
+    """
     table = gather(pieces)
+    rows = len(table)
     repeated = repeated_rows(table)
-    repeats = Repeats()
-    if repeated.any():
-        repeats = describe_repeats(table, repeated)
-        if not keep_first:
-            return Written(number, table.num_rows, 0, repeats)
-        table = table.filter(pa.array(~repeated))
+    repeats = describe_repeats(table, repeated) if repeated.any() else Repeats()
+    if repeats.rows and not keep_first:
+        return Written(cell=cell, rows=rows, repeats=repeats)
+    table = table.filter(pa.array(~repeated))
     table = in_sky_order(table).cast(catalog_schema(table.schema.field("object_id").type))
-    data = to_parquet(table if number != UNPLACED else table.drop_columns(["_healpix_29"]))
+    data = to_parquet(table if cell != UNPLACED else table.drop_columns(["_healpix_29"]))
     storage.write(url, data)
-    return Written(number, table.num_rows, len(data), repeats)
+    written = Written(cell=cell, rows=rows, repeats=repeats, size_bytes=len(data))
+    if cell == UNPLACED:
+        return replace(written, units=count_units(table, None))
+    index = table["_healpix_29"].to_numpy()
+    pixels, pixel_rows = count_pixels(index)
+    row, beside = division.margins_of(index)
+    partition = division.cells[cell]
+    added, removed = changed_entries(table["object_id"], before_url, partition)
+    return replace(
+        written,
+        pixels=pixels,
+        pixel_rows=pixel_rows,
+        units=count_units(table, partition),
+        margin=put_pieces(table.take(pa.array(row)), beside, storage.join(staging_url, f"margin-{cell:06d}.arrows")),
+        indexed=put_entries(added, division, storage.join(staging_url, f"indexed-{cell:06d}.arrows")),
+        unindexed=put_entries(removed, division, storage.join(staging_url, f"unindexed-{cell:06d}.arrows")),
+    )
+
+
+def put_entries(entries: pa.Table, division: Division, url: str) -> list[Piece]:
+    """Stage entries of the id index by its parts."""
+    return put_pieces(entries, division.parts_of(entries["object_id"].combine_chunks()), url)
+
+
+def retire(url: str, partition: Partition, id_type: pa.DataType, division: Division, staging_url: str) -> list[Piece]:
+    """Stage the index entries of a partition that the version before has and the new one has not."""
+    _, removed = changed_entries(pa.chunked_array([], id_type), url, partition)
+    target = storage.join(staging_url, f"retired-{partition.order}-{partition.pixel}.arrows")
+    return put_entries(removed, division, target)

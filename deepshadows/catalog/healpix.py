@@ -17,6 +17,8 @@ from deepshadows.schema import Flag
 INDEX_ORDER = 29
 COUNT_ORDER = 10
 """Rows are counted in pixels of 3.4 arcmin: fine enough for 1 M rows a partition up to 85,000 rows/arcmin2."""
+SKY_END = 12 << 2 * INDEX_ORDER
+"""One beyond the largest `_healpix_29`."""
 UNPLACED = -1
 """The partition number of rows that have no place on the sky."""
 _NO_PLACE = Flag.BAD_POSITION.bit | Flag.NO_POSITION.bit
@@ -34,6 +36,11 @@ class Partition:
     def first_index(self) -> int:
         """Smallest `_healpix_29` in the pixel."""
         return self.pixel << 2 * (INDEX_ORDER - self.order)
+
+    @property
+    def end_index(self) -> int:
+        """Smallest `_healpix_29` beyond the pixel."""
+        return (self.pixel + 1) << 2 * (INDEX_ORDER - self.order)
 
     @property
     def path(self) -> str:
@@ -70,7 +77,22 @@ def count_pixels(index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[n
     return pixels, counts.astype(np.int64)
 
 
-def partition_numbers(index: NDArray[np.int64], partitions: list[Partition]) -> NDArray[np.int64]:
-    """Position in `partitions` of the one that holds each row, shape (N,)."""
-    first = np.array([partition.first_index for partition in partitions], dtype=np.int64)
-    return np.searchsorted(first, index, side="right").astype(np.int64) - 1
+def cover_sky(partitions: list[Partition]) -> list[Partition]:
+    """The partitions and the fewest empty pixels that fill the rest of the sky, in the order of `_healpix_29`."""
+    cells: list[Partition] = []
+    position = 0
+    for first, partition in [*((entry.first_index, entry) for entry in partitions), (SKY_END, None)]:
+        while position < first:
+            order = next(k for k in range(INDEX_ORDER + 1) if _fits(position, first, k))
+            cells.append(Partition(order, position >> 2 * (INDEX_ORDER - order), 0))
+            position = cells[-1].end_index
+        if partition is not None:
+            cells.append(partition)
+            position = partition.end_index
+    return cells
+
+
+def _fits(position: int, end: int, order: int) -> bool:
+    """Whether a pixel of that order begins at `position` and ends by `end`."""
+    size = 1 << 2 * (INDEX_ORDER - order)
+    return position % size == 0 and position + size <= end

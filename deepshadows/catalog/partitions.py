@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from deepshadows import storage
 from deepshadows.schema import HEALPIX, Flag, score_schema
 
 ROW_GROUP_ROWS = 125_000
@@ -67,29 +68,39 @@ def in_sky_order(table: pa.Table) -> pa.Table:
     return table.take(pc.sort_indices(table, sort_keys=keys))
 
 
+def read_table(url: str, columns: list[str] | None = None) -> pa.Table:
+    """Rows of one of our Parquet files, all columns or some."""
+    with storage.open_arrow(url) as file:
+        try:
+            return pq.ParquetFile(file).read(columns)
+        except (pa.ArrowException, OSError) as error:
+            raise storage.arrow_failure(url, error) from error
+
+
 def to_parquet(table: pa.Table) -> bytes:
     """A Parquet file of the layout that was measured best: 61 B a row against 84 with defaults.
 
     Floats are split by byte, `_healpix_29` is stored as differences, dictionaries are for columns of few values.
     """
     sink = io.BytesIO()
-    pq.write_table(table, sink, **_layout(table.schema))
+    pq.write_table(table, sink, row_group_size=ROW_GROUP_ROWS, **layout(table.schema))
     return sink.getvalue()
 
 
-def _layout(schema: pa.Schema) -> dict[str, Any]:
-    encodings = {
-        field.name: "BYTE_STREAM_SPLIT" if pa.types.is_floating(field.type) else "DELTA_BINARY_PACKED"
-        for field in schema
-        if pa.types.is_floating(field.type) or pa.types.is_int64(field.type)
-    }
-    if pa.types.is_string(schema.field("object_id").type):
-        encodings["object_id"] = "DELTA_BYTE_ARRAY"
+def layout(schema: pa.Schema) -> dict[str, Any]:
+    """How `pyarrow.parquet` is to encode these columns, all of the catalogue or some."""
     return {
-        "row_group_size": ROW_GROUP_ROWS,
         "compression": "zstd",
         "compression_level": 3,
-        "use_dictionary": DICTIONARY_COLUMNS,
-        "column_encoding": encodings,
+        "use_dictionary": [name for name in schema.names if name in DICTIONARY_COLUMNS],
+        "column_encoding": {field.name: encoding for field in schema if (encoding := _encoding(field))},
         "write_page_index": True,
     }
+
+
+def _encoding(field: pa.Field) -> str | None:
+    if field.name in DICTIONARY_COLUMNS:
+        return None
+    if pa.types.is_floating(field.type):
+        return "BYTE_STREAM_SPLIT"
+    return "DELTA_BYTE_ARRAY" if pa.types.is_string(field.type) else "DELTA_BINARY_PACKED"

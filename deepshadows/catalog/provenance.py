@@ -66,7 +66,7 @@ def _refuse_different(runs: Sequence[RunFacts], what: str, values: Sequence[str]
 
 
 def properties(
-    name: str, version: str, runs: Sequence[RunFacts], publish_settings: dict[str, Any], rows: dict[str, int], kib: int
+    name: str, version: str, runs: Sequence[RunFacts], publish_settings: dict[str, Any], rows: dict[str, Any]
 ) -> dict[str, Any]:
     """Extra properties of the table: JSON on one line each where a value has parts."""
     first = runs[0]
@@ -83,10 +83,10 @@ def properties(
         "deepshadows_software": {run.run: run.versions for run in runs} | {"publish": software_versions()},
     }
     standard = HatsProperties.new_provenance_dict(builder=f"DeepShadows {__version__}")
-    standard.pop("hats_release_date")  # the date of the HATS document, not of this catalogue
+    for name_of_other in ("hats_release_date", "hats_estsize"):  # the date of the HATS document; a size it cannot know
+        standard.pop(name_of_other)
     return {
         **standard,
-        "hats_estsize": kib,
         "catalog_name": name,
         "obs_title": f"{name} {version}: probabilities of low-surface-brightness galaxies by DeepShadows",
         "prov_progenitor": " ".join(run.url.replace("\\", "\\\\") for run in runs),

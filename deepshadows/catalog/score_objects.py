@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from deepshadows import storage
 from deepshadows.catalog.healpix import is_placed, spatial_index
 from deepshadows.outcomes import InputError
-from deepshadows.schema import score_schema
+from deepshadows.schema import HEALPIX, score_schema
 
 FINGERPRINT_KEY = b"deepshadows.fingerprint"
 
@@ -33,9 +35,17 @@ def arrow_id_type(name: str) -> pa.DataType:
     return {"int64": pa.int64(), "string": pa.string()}[name]
 
 
-def in_chunks(sources: list[ScoreSource], chunk_rows: int) -> list[list[ScoreSource]]:
+class _Counted(Protocol):
+    @property
+    def rows(self) -> int: ...
+
+
+S = TypeVar("S", bound=_Counted)
+
+
+def in_chunks(sources: Sequence[S], chunk_rows: int) -> list[list[S]]:
     """Consecutive objects of at most `chunk_rows` together, or a single larger one."""
-    chunks: list[list[ScoreSource]] = []
+    chunks: list[list[S]] = []
     room = 0
     for source in sources:
         if not chunks or source.rows > room:
@@ -79,6 +89,18 @@ def read_scores(source: ScoreSource, columns: list[str] | None = None) -> pa.Tab
 
 def _changed(source: ScoreSource, how: str) -> str:
     return f"{source.url}: not the score object that its run committed: {how}; classify again into a new run"
+
+
+def read_placed(source: ScoreSource, columns: list[str] | None = None) -> pa.Table:
+    """Rows of one score object with their `_healpix_29`, null where they have no place on the sky.
+
+    `columns` must have ra, dec and flags.
+    """
+    table = read_scores(source, columns)
+    placed, index = placed_index(table)
+    healpix = np.zeros(len(placed), np.int64)
+    healpix[placed] = index
+    return table.add_column(0, HEALPIX, pa.array(healpix, mask=~placed))
 
 
 def placed_index(table: pa.Table) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:

@@ -1,0 +1,118 @@
+"""A version that continues another: which partitions are written anew, which are carried over. No Ray, no torch.
+
+Whoever makes a new version from an old one and a change (`reprocess`) says which units go and gives the score objects
+of those that come. Partitions that neither touches are copied by the store, and so are margins and parts of the id
+index; the others are written from the rows that stay and those that come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from deepshadows import storage
+from deepshadows.catalog.division import subdivide
+from deepshadows.catalog.exchange import KeptRows
+from deepshadows.catalog.healpix import COUNT_ORDER, INDEX_ORDER, Partition, cover_sky
+from deepshadows.catalog.unit_rows import of_units, partitions_in, read_unit_rows
+from deepshadows.catalog.version_folder import VersionFolder
+
+
+@dataclass(frozen=True)
+class Base:
+    """The version that a new one continues, and the units whose rows go, each as RUN/UNIT.
+
+    Attributes
+    ----------
+    units : pa.Table
+        Its `units.parquet`, see `unit_rows.UNIT_ROWS`.
+    partitions : list of Partition
+        Of its table, in the order of the sky.
+    """
+
+    folder: VersionFolder
+    gone: pa.Array
+    units: pa.Table
+    partitions: list[Partition] = field(default_factory=list)
+
+
+def continue_from(folder: VersionFolder, gone: Sequence[str]) -> Base:
+    """Begin from a published version; it must stay current until the new one is, which `collection.swap` checks."""
+    units = read_unit_rows(folder)
+    return Base(folder, pa.array(gone, pa.string()), units, partitions_in(units))
+
+
+@dataclass(frozen=True)
+class Touched:
+    """What a change reaches of the version before.
+
+    Attributes
+    ----------
+    partitions : list of Partition
+        Of the version before, whose rows go or are joined by others; they are not copied.
+    empty : list of Partition
+        Cells without rows in the version before that get some.
+    carried : list of Partition
+        Copied as they are.
+    unplaced : bool
+        Whether rows without a place on the sky go or come.
+    """
+
+    partitions: list[Partition]
+    empty: list[Partition]
+    carried: list[Partition]
+    unplaced: bool
+
+    def kept_rows(self, base: Base) -> list[KeptRows]:
+        """The rows that stay, of what is written anew."""
+        table_url = base.folder.table_url
+        kept = [KeptRows(storage.join(table_url, part.path), part.rows, base.gone) for part in self.partitions]
+        if self.unplaced:
+            kept.append(KeptRows(base.folder.unplaced_url, unplaced_rows(base), base.gone))
+        return kept
+
+    def divide(self, counts: NDArray[np.int64], partition_rows: int) -> list[Partition]:
+        """Partitions of the new version in the order of the sky; those carried, and the others as their rows ask for.
+
+        `counts` are the rows that stay or come in each pixel of COUNT_ORDER, shape (12 * 4**COUNT_ORDER,).
+        """
+        below = np.concatenate([[0], np.cumsum(counts)])
+        areas = [*self.partitions, *self.empty]
+        written = [found for area in areas for found in subdivide(area, below, partition_rows)]
+        return sorted([*self.carried, *written], key=lambda partition: partition.first_index)
+
+
+def unplaced_rows(base: Base) -> int:
+    """Rows of the version before that have no place on the sky."""
+    return int(pc.sum(base.units.filter(pc.is_null(base.units["Npix"]))["rows"]).as_py() or 0)
+
+
+def touched_by(base: Base, pixels: NDArray[np.int64], unplaced: bool) -> Touched:
+    """What the units that go and the rows that come touch.
+
+    Parameters
+    ----------
+    pixels : ndarray
+        Pixels of COUNT_ORDER in which rows come, shape (P,).
+    unplaced : bool
+        Whether rows without a place come.
+    """
+    leaving = base.units.filter(of_units(base.units, base.gone))
+    left = {(entry.order, entry.pixel) for entry in partitions_in(leaving)}
+    cells = cover_sky(base.partitions)
+    first = np.array([cell.first_index for cell in cells], dtype=np.int64)
+    joined = np.searchsorted(first, pixels << 2 * (INDEX_ORDER - COUNT_ORDER), side="right") - 1
+    joined_cells = {(cells[number].order, cells[number].pixel) for number in np.unique(joined)}
+    reached = left | joined_cells
+    present = {(entry.order, entry.pixel) for entry in base.partitions}
+    return Touched(
+        partitions=[entry for entry in base.partitions if (entry.order, entry.pixel) in reached],
+        empty=[cell for cell in cells if (cell.order, cell.pixel) in joined_cells - present],
+        carried=[entry for entry in base.partitions if (entry.order, entry.pixel) not in reached],
+        unplaced=unplaced or leaving["Npix"].null_count > 0,
+    )

@@ -1,0 +1,297 @@
+"""Writes a new version of a catalogue by Ray tasks: partitions, margins, id index and the files around them.
+
+The driver holds counts and addresses, never rows; a task holds one chunk, one partition, one margin or one part of the
+index. `publish` writes a version from runs alone. One that continues another is written the same way with a `Base`:
+
+    with ray_session(settings.address), new_version(catalog) as version:
+        base = continue_from(collection.current(catalog), gone)        # gone: "RUN/UNIT" of each unit whose rows go
+        plan = plan_version(sources, id_type, partition_rows, margin_arcsec, base)
+        tally = write_version(version, plan, keep_first=False)         # copies what the change does not touch
+        storage.write(version.diff_url, ...)                           # and drift_url, of `reprocess`
+        write_files(version, plan, tally, properties)
+        hats_files.check_version(version)
+    collection.swap(version)                                           # outside: it may be the current one now
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from deepshadows import storage
+from deepshadows.catalog import collection, hats_files
+from deepshadows.catalog.alignment import SKYMAP_ORDER, SkyCount, carried_counts
+from deepshadows.catalog.collection import NewVersion, partitions_of
+from deepshadows.catalog.continuation import unplaced_rows
+from deepshadows.catalog.exchange import retire, stage, write_partition
+from deepshadows.catalog.healpix import UNPLACED, Partition
+from deepshadows.catalog.id_index import index_schema, part_path, write_index_part
+from deepshadows.catalog.margins import plan_margins, stage_margin, write_margin
+from deepshadows.catalog.partitions import Repeats, catalog_schema, to_parquet
+from deepshadows.catalog.pieces import Piece
+from deepshadows.catalog.score_objects import in_chunks
+from deepshadows.catalog.unit_rows import write_unit_rows
+from deepshadows.outcomes import Failure
+from deepshadows.schema import score_schema
+from deepshadows.verbs.progress import track
+from deepshadows.verbs.tasks import in_order
+from deepshadows.verbs.version_plan import CHUNK_ROWS, VersionPlan
+
+_COPIES = 16
+"""Server-side copies under way at a time."""
+
+
+@dataclass
+class Tally:
+    """What the tasks report, added up.
+
+    Attributes
+    ----------
+    partitions : list of Partition
+        Of the new table with their rows, in the order of the sky; those carried over too.
+    rewritten : list of Partition
+        Those of them that are not carried over.
+    unplaced : int
+        Rows without a place on the sky.
+    margins : list of Partition
+        Cells that have a margin.
+    size_bytes : dict
+        Of table, margin and index, by these names.
+    margin_pieces, indexed, unindexed : dict
+        What partitions staged for margins, by cell, and for the id index, by part.
+    """
+
+    sky: SkyCount = field(default_factory=SkyCount)
+    partitions: list[Partition] = field(default_factory=list)
+    rewritten: list[Partition] = field(default_factory=list)
+    unplaced: int = 0
+    repeats: Repeats = field(default_factory=Repeats)
+    units: list[pa.Table] = field(default_factory=list)
+    margins: list[Partition] = field(default_factory=list)
+    size_bytes: dict[str, int] = field(default_factory=dict)
+    margin_pieces: dict[int, list[Piece]] = field(default_factory=lambda: defaultdict(list))
+    indexed: dict[int, list[Piece]] = field(default_factory=lambda: defaultdict(list))
+    unindexed: dict[int, list[Piece]] = field(default_factory=lambda: defaultdict(list))
+
+    @property
+    def placed(self) -> int:
+        return sum(partition.rows for partition in self.partitions)
+
+
+@contextmanager
+def new_version(catalog: str) -> Iterator[NewVersion]:
+    """A claimed version; on any error what was written of it is removed, the catalogue stays as it was."""
+    version = collection.claim_version(catalog)
+    try:
+        yield version
+    except BaseException:
+        collection.abandon(version)
+        raise
+
+
+def write_version(version: NewVersion, plan: VersionPlan, *, keep_first: bool) -> Tally:
+    """All rows of a version: partitions, rows without a place, margins, id index, unit counts.
+
+    Raises
+    ------
+    Failure
+        An object is in several units and `keep_first` does not decide, or rows were lost: a defect.
+    """
+    tally = Tally()
+    division = ray.put(plan.division)
+    _write_partitions(version, plan, division, keep_first, tally)
+    _write_margins(version, plan, division, tally)
+    _write_index(version, plan, division, tally)
+    _write_units(version, plan, tally)
+    storage.delete_folder(version.staging_url)
+    return tally
+
+
+def _stage(version: NewVersion, plan: VersionPlan, division: Any) -> dict[int, list[Piece]]:
+    """Every row to the staged stream of its partition."""
+    chunks = in_chunks(plan.sources, CHUNK_ROWS)
+    items = (
+        (chunk, plan.id_type, division, storage.join(version.staging_url, f"rows-{number:06d}.arrows"))
+        for number, chunk in enumerate(chunks)
+    )
+    found = track(in_order(ray.remote(stage), items), "sorting rows by partition", len(chunks))
+    return _by_number(piece for pieces in found for piece in pieces)
+
+
+def _by_number(pieces: Iterable[Piece]) -> dict[int, list[Piece]]:
+    found: dict[int, list[Piece]] = defaultdict(list)
+    for piece in pieces:
+        found[piece.partition].append(piece)
+    return found
+
+
+def _write_partitions(version: NewVersion, plan: VersionPlan, division: Any, keep_first: bool, tally: Tally) -> None:
+    """One task a partition; the rows without a place are one more. Carried ones are copied by the store."""
+    cells = plan.division.cells
+    before = {(entry.order, entry.pixel) for entry in plan.base.partitions} if plan.base else set()
+    items = []
+    for number, pieces in sorted(_stage(version, plan, division).items()):
+        path = cells[number].path if number != UNPLACED else ""
+        known = number != UNPLACED and (cells[number].order, cells[number].pixel) in before
+        before_url = storage.join(plan.base.folder.table_url, path) if plan.base and known else None
+        url = storage.join(version.table_url, path) if path else version.unplaced_url
+        items.append((number, pieces, url, keep_first, division, version.staging_url, before_url))
+    results = in_order(ray.remote(write_partition), items)
+    rows_in = 0
+    for written in track(results, "writing partitions", len(items)):
+        rows_in += written.rows
+        tally.repeats += written.repeats
+        tally.units.append(written.units)
+        tally.sky.add((written.pixels, written.pixel_rows))
+        rows = written.rows - written.repeats.rows
+        if written.cell == UNPLACED:
+            tally.unplaced = rows
+        else:
+            tally.rewritten.append(Partition(cells[written.cell].order, cells[written.cell].pixel, rows))
+        for pieces, found in (
+            (tally.margin_pieces, written.margin),
+            (tally.indexed, written.indexed),
+            (tally.unindexed, written.unindexed),
+        ):
+            for piece in found:
+                pieces[piece.partition].append(piece)
+    _check_rows(plan, rows_in, tally, keep_first)
+    _carry_partitions(version, plan, tally)
+
+
+def _check_rows(plan: VersionPlan, rows_in: int, tally: Tally, keep_first: bool) -> None:
+    repeats = tally.repeats
+    if repeats.rows and not keep_first:
+        raise Failure(
+            f"{repeats.rows} rows repeat the object_id of another unit, for example "
+            f"{'; '.join(repeats.examples)}; nothing was published; `--duplicates first` keeps one row of each object"
+        )
+    if rows_in != plan.rows_in:
+        raise Failure(f"rows in {plan.rows_in} != rows out {rows_in}: a defect of DeepShadows; nothing was published")
+
+
+def _carry_partitions(version: NewVersion, plan: VersionPlan, tally: Tally) -> None:
+    """Copy what the change does not touch; an empty file where no row is without a place."""
+    base, touched = plan.base, plan.touched
+    if base and touched:
+        pairs = [(_at(base.folder.table_url, entry), _at(version.table_url, entry)) for entry in touched.carried]
+        if not touched.unplaced:
+            pairs.append((base.folder.unplaced_url, version.unplaced_url))
+            tally.unplaced = unplaced_rows(base)
+        _copy(pairs)
+    if not tally.unplaced:
+        storage.write(version.unplaced_url, to_parquet(score_schema(plan.id_type).empty_table()))
+    tally.partitions = sorted([*plan.carried, *tally.rewritten], key=lambda partition: partition.first_index)
+
+
+def _at(table_url: str, partition: Partition) -> str:
+    return storage.join(table_url, partition.path)
+
+
+def _copy(pairs: list[tuple[str, str]]) -> None:
+    if not pairs:
+        return
+    with ThreadPoolExecutor(_COPIES) as pool:
+        list(pool.map(storage.copy, *zip(*pairs, strict=True)))
+
+
+def _write_margins(version: NewVersion, plan: VersionPlan, division: Any, tally: Tally) -> None:
+    """One task a cell that has rows just outside it; margins that touch nothing of the change are copied."""
+    old: dict[int, list[Piece]] = {}
+    if plan.base and plan.touched:
+        before_url, written = plan.base.folder.margin_url, plan.touched.partitions
+        margins = plan_margins(partitions_of(before_url), plan.division, [*written, *tally.rewritten])
+        items = (
+            (
+                before_url,
+                margin,
+                written,
+                division,
+                storage.join(version.staging_url, f"old-margin-{number:06d}.arrows"),
+            )
+            for number, margin in enumerate(margins.stale)
+        )
+        old = _by_number(piece for pieces in in_order(ray.remote(stage_margin), items) for piece in pieces)
+        _copy([(_at(before_url, margin), _at(version.margin_url, margin)) for margin in margins.kept])
+        tally.margins = margins.kept
+    numbers = sorted({*old, *tally.margin_pieces})
+    cells = [plan.division.cells[number] for number in numbers]
+    todo = (
+        (old.get(number, []), tally.margin_pieces.get(number, []), _at(version.margin_url, cell))
+        for number, cell in zip(numbers, cells, strict=True)
+    )
+    results = track(in_order(ray.remote(write_margin), todo), "writing margins", len(cells))
+    tally.margins += [Partition(cell.order, cell.pixel, rows) for cell, rows in zip(cells, results, strict=True)]
+    tally.margins.sort(key=lambda partition: partition.first_index)
+
+
+def _write_index(version: NewVersion, plan: VersionPlan, division: Any, tally: Tally) -> None:
+    """One task a part whose identifiers came or went; the others are copied."""
+    before: dict[int, str] = {}
+    if plan.base and plan.touched:
+        before = {number: storage.join(plan.base.folder.index_url, part.path) for number, part in enumerate(plan.parts)}
+        there = {(entry.order, entry.pixel) for entry in tally.rewritten}
+        gone = [entry for entry in plan.touched.partitions if (entry.order, entry.pixel) not in there]
+        items = (
+            (_at(plan.base.folder.table_url, entry), entry, plan.id_type, division, version.staging_url)
+            for entry in gone
+        )
+        for pieces in in_order(ray.remote(retire), items):
+            for piece in pieces:
+                tally.unindexed[piece.partition].append(piece)
+    changed = sorted({*tally.indexed, *tally.unindexed})
+    todo = (
+        (number, version.index_url, before.get(number), tally.indexed.get(number, []), tally.unindexed.get(number, []))
+        for number in changed
+    )
+    for _ in track(in_order(ray.remote(write_index_part), todo), "writing the id index", len(changed)):
+        pass
+    kept = sorted(before.keys() - changed)
+    _copy([(before[number], storage.join(version.index_url, part_path(number))) for number in kept])
+
+
+def _write_units(version: NewVersion, plan: VersionPlan, tally: Tally) -> None:
+    """units.parquet: counts of what was written, and those of what was carried over."""
+    tables = list(tally.units)
+    if plan.base and plan.touched:
+        units = plan.base.units
+        carried = {(entry.order, entry.pixel) for entry in plan.touched.carried}
+        pairs = zip(units["Norder"].to_pylist(), units["Npix"].to_pylist(), strict=True)
+        kept = [not plan.touched.unplaced if pixel is None else (order, pixel) in carried for order, pixel in pairs]
+        tables.append(units.filter(pa.array(kept, pa.bool_())))
+    write_unit_rows(version, tables)
+
+
+def write_files(version: NewVersion, plan: VersionPlan, tally: Tally, properties: dict[str, Any]) -> None:
+    """The HATS files around partitions, margins and index, checked against what was written.
+
+    Parameters
+    ----------
+    properties : dict
+        Provenance, see `provenance.properties`.
+    """
+    schema = catalog_schema(plan.id_type)
+    for kind, url in (("table", version.table_url), ("margin", version.margin_url), ("index", version.index_url)):
+        tally.size_bytes[kind] = sum(entry.size_bytes for entry in storage.list_objects(url, (".parquet",)))
+    skymap = tally.sky.at_order(SKYMAP_ORDER)
+    if plan.base:
+        skymap = skymap + carried_counts(hats_files.read_skymap(plan.base.folder.table_url), plan.carried)
+    properties = {**properties, "hats_estsize": tally.size_bytes["table"] // 1024}
+    rows = hats_files.write_table_files(version.table_url, schema, tally.partitions, skymap, properties)
+    if not rows == tally.placed == skymap.sum():
+        raise Failure(
+            f"{version.table_url}: {rows} rows in the files, {tally.placed} written, {skymap.sum()} on the map: "
+            "a defect of DeepShadows; nothing published"
+        )
+    beside = {"primary_catalog": collection.table_name(version.catalog), **hats_files.provenance_of(properties)}
+    hats_files.write_margin_files(version.margin_url, schema, tally.margins, plan.margin_arcsec, beside)
+    parts = storage.list_objects(version.index_url, (".parquet",))
+    paths = [storage.relative(entry.url, version.index_url) for entry in parts]
+    hats_files.write_index_files(version.index_url, index_schema(plan.id_type), paths, beside)

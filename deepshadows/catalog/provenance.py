@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,16 @@ class RunFacts:
     versions: dict[str, str]
     rows: dict[str, int]
     """planned, scored, unscored, quarantined"""
+    inventory: str
+    """Hash of what went in, see `inventory_of`."""
+
+
+def inventory_of(units: Iterable[str]) -> str:
+    """Hash of the input of a run: of its units' ids, which are hashes of address, etag and rows each."""
+    digest = hashlib.sha256()
+    for unit in sorted(units):
+        digest.update(unit.encode())
+    return digest.hexdigest()
 
 
 def check_runs(runs: Sequence[RunFacts]) -> None:
@@ -65,15 +76,15 @@ def _refuse_different(runs: Sequence[RunFacts], what: str, values: Sequence[str]
             raise UsageError(f"--run: different {what}: {runs[0].url}: {values[0]}; {run.url}: {value}; {advice}")
 
 
+_OF_EACH_RUN = ("run", "url", "fingerprint", "inventory", "id_type", "engine", "rows")
+
+
 def properties(
     name: str, version: str, runs: Sequence[RunFacts], publish_settings: dict[str, Any], rows: dict[str, Any]
 ) -> dict[str, Any]:
     """Extra properties of the table: JSON on one line each where a value has parts."""
     first = runs[0]
-    described = [
-        {"run": run.run, "url": run.url, "fingerprint": run.fingerprint, "engine": run.engine, "rows": run.rows}
-        for run in runs
-    ]
+    described = [{name: getattr(run, name) for name in _OF_EACH_RUN} for run in runs]
     parts: dict[str, Any] = {
         "deepshadows_runs": described,
         "deepshadows_preprocessing": first.preprocessing,
@@ -96,6 +107,22 @@ def properties(
         "deepshadows_input_fingerprints": " ".join(run.fingerprint for run in runs),
         **{key: _one_line(value) for key, value in parts.items()},
     }
+
+
+def facts_of(found: Mapping[str, Any]) -> list[RunFacts]:
+    """The runs of a version, from what `properties` wrote into its table: `collection.read_properties`' extra fields."""
+    settings, software = (json.loads(found[f"deepshadows_{key}"]) for key in ("classify_settings", "software"))
+    checkpoint = {"name": found["deepshadows_model"], "weights_sha256": found["deepshadows_model_sha256"]}
+    return [
+        RunFacts(
+            **run,
+            checkpoint=checkpoint,
+            preprocessing=json.loads(found["deepshadows_preprocessing"]),
+            settings=settings[run["run"]],
+            versions=software[run["run"]],
+        )
+        for run in json.loads(found["deepshadows_runs"])
+    ]
 
 
 def _one_line(value: Any) -> str:

@@ -49,6 +49,8 @@ def run(settings: settings.Publish) -> Summary:
 
 def _facts(url: str, manifest: Manifest) -> provenance.RunFacts:
     rows = {name: getattr(manifest, f"rows_{name}") for name in ("planned", "scored", "unscored", "quarantined")}
+    units = [storage.name_of(score.url).removesuffix(".parquet") for score in manifest.scores]
+    inventory = provenance.inventory_of([*units, *(quarantined.unit for quarantined in manifest.quarantined)])
     return provenance.RunFacts(
         url=url,
         run=manifest.run,
@@ -60,6 +62,7 @@ def _facts(url: str, manifest: Manifest) -> provenance.RunFacts:
         engine=manifest.engine,
         versions=manifest.versions,
         rows=rows,
+        inventory=inventory,
     )
 
 

@@ -120,6 +120,7 @@ def facts(url: str, **changes: object) -> RunFacts:
         "engine": "e",
         "versions": {},
         "rows": {},
+        "inventory": "",
     }
     return RunFacts(url=url, **{**values, **changes})  # type: ignore[arg-type]
 

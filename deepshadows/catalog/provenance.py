@@ -110,7 +110,7 @@ def properties(
 
 
 def facts_of(found: Mapping[str, Any]) -> list[RunFacts]:
-    """The runs of a version, from what `properties` wrote into its table: `collection.read_properties`' extra fields."""
+    """The runs of a version, from the extra fields of its table's properties, as `properties` wrote them."""
     settings, software = (json.loads(found[f"deepshadows_{key}"]) for key in ("classify_settings", "software"))
     checkpoint = {"name": found["deepshadows_model"], "weights_sha256": found["deepshadows_model_sha256"]}
     return [

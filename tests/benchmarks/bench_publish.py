@@ -1,0 +1,176 @@
+"""How fast `publish` writes a catalogue, how large it becomes, how much memory that takes, and what a selection reads.
+
+    python -m tests.benchmarks.bench_publish [--rows 10000000] [--rounds 3] [--where /some/disk]
+
+A survey of overlapping tiles is simulated as finished units, published, and validated by `hats` (`publish` does that
+itself). Asserts that no row is lost and that the standard columns take at most 65 B a row. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from deepshadows.catalog.provenance import software_versions
+from deepshadows.run.manifest import Manifest, ScoreObject, manifest_url
+from deepshadows.run.scores import score_table, score_url
+from deepshadows.settings import Publish, Select
+from deepshadows.verbs import publish
+from deepshadows.verbs import select as select_verb
+
+UNIT_ROWS = 20_000
+MOST_BYTES_A_ROW = 65
+
+
+def unit_table(number: int, units: int) -> pa.Table:
+    """A tile's detections: 0.73 deg of sky, identifiers numbered through as DES does, scores without structure."""
+    rng = np.random.default_rng(number)
+    columns = max(1, int(np.sqrt(units)))
+    ra0, dec0 = 20 + 0.73 * (number % columns), -40 + 0.73 * (number // columns)
+    ra, dec = ra0 + rng.uniform(0, 0.75, UNIT_ROWS), dec0 + rng.uniform(0, 0.75, UNIT_ROWS)
+    logit = rng.normal(-2, 3, UNIT_ROWS).astype(np.float32)
+    p_lsbg = (1 / (1 + np.exp(-logit))).astype(np.float32)
+    error = np.abs(rng.normal(0.03, 0.01, UNIT_ROWS)).astype(np.float32)
+    flags = np.where(rng.uniform(size=UNIT_ROWS) < 0.03, 1 << 17, 0).astype(np.int32)
+    ids = pa.array(1_000_000_000 + number * UNIT_ROWS + np.arange(UNIT_ROWS))
+    unit = hashlib.sha256(str(number).encode()).hexdigest()[:32]
+    return score_table(ids, ra, dec, logit, p_lsbg, flags, unit=unit, run="survey", p_lsbg_err=error)
+
+
+def write_run(run: str, rows: int) -> None:
+    """The score objects and the manifest of a finished run."""
+    fingerprint, scores = "f" * 64, []
+    units = rows // UNIT_ROWS
+    for number in range(units):
+        table = unit_table(number, units)
+        path = Path(score_url(run, table["unit"][0].as_py()))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        footer = table.replace_schema_metadata({b"deepshadows.fingerprint": fingerprint.encode()})
+        pq.write_table(footer, path, compression="zstd", use_dictionary=["unit", "run"])
+        name = str(path.relative_to(run))
+        scores.append(ScoreObject(url=name, size_bytes=path.stat().st_size, etag="", rows=UNIT_ROWS))
+    manifest = Manifest(
+        run="survey",
+        fingerprint=fingerprint,
+        driver="bench",
+        settings={},
+        checkpoint={"name": "bench", "weights_sha256": "a" * 64},
+        preprocessing={},
+        engine="none",
+        versions={},
+        id_type="int64",
+        units_planned=units,
+        units_done=units,
+        units_quarantined=0,
+        rows_planned=units * UNIT_ROWS,
+        rows_scored=units * UNIT_ROWS,
+        rows_unscored=0,
+        rows_quarantined=0,
+        flag_counts={},
+        seconds=1.0,
+        scores=tuple(scores),
+    )
+    Path(manifest_url(run)).write_text(manifest.model_dump_json())
+
+
+@contextmanager
+def watched_memory(peak: dict[str, float]) -> Iterator[None]:
+    """The most that this process and its workers hold at a time (proportional set size), GiB."""
+    done = threading.Event()
+
+    def watch() -> None:
+        me = psutil.Process()
+        while not done.wait(0.5):
+            parts = {"driver": 0.0, "all": 0.0}
+            for process in [me, *me.children(recursive=True)]:
+                try:
+                    held = process.memory_full_info().pss / 2**30
+                except (psutil.NoSuchProcess, psutil.AccessDenied):
+                    continue
+                parts["all"] += held
+                parts["driver"] += held if process.pid == me.pid else 0
+            for name, value in parts.items():
+                peak[name] = max(peak.get(name, 0.0), value)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def selections(catalog: str, folder: str) -> dict[str, Any]:
+    """Seconds and bytes of selections that an astronomer asks for."""
+    asked = {
+        "one id": {"where": "object_id = 1000123456"},
+        "cone of 1 arcmin": {"cone": "20.4,-39.6,60"},
+        "cone of 1 deg, p > 0.9": {"cone": "20.9,-39.5,3600", "where": "p_lsbg > 0.9"},
+        "p > 0.99, id and position": {"where": "p_lsbg > 0.99", "columns": "object_id,ra,dec,p_lsbg"},
+    }
+    found = {}
+    for name, flags in asked.items():
+        started = time.monotonic()
+        summary = select_verb.run(Select(catalog=catalog, output=f"{folder}/o.parquet", **flags))
+        seconds = round(time.monotonic() - started, 2)
+        figures = summary.figures
+        found[name] = {"seconds": seconds, "rows": figures["rows"], "MB": round(figures["bytes_read"] / 1e6, 1)}
+        assert figures["rows"] > 0
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--where", default=None, help="folder to work below")
+    asked = parser.parse_args()
+    folder = tempfile.mkdtemp(dir=asked.where)
+    try:
+        write_run(f"{folder}/run", asked.rows)
+        ray.init(address="local", include_dashboard=False, log_to_driver=False)
+        rounds, peak = [], {}
+        for number in range(asked.rounds):
+            with watched_memory(peak):
+                summary = publish.run(Publish(run=(f"{folder}/run",), catalog=f"{folder}/cat{number}"))
+            rounds.append(summary.figures)
+            assert summary.figures["rows_published"] == asked.rows // UNIT_ROWS * UNIT_ROWS
+            assert summary.figures["bytes_per_row"] <= MOST_BYTES_A_ROW
+        figures = rounds[0]
+        result = {
+            "rows": figures["rows_published"],
+            "partitions": figures["partitions"],
+            "rows_per_s": statistics.median(entry["rows_per_s"] for entry in rounds),
+            "rows_per_s_of_rounds": [entry["rows_per_s"] for entry in rounds],
+            **{f"{kind}bytes_per_row": figures[f"{kind}bytes_per_row"] for kind in ("", "margin_", "index_")},
+            "peak_gib": {name: round(value, 2) for name, value in peak.items()},
+            "selections": selections(f"{folder}/cat0", folder),
+            "machine": f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} cores",
+            "versions": software_versions() | {"ray": ray.__version__, "python": platform.python_version()},
+        }
+        print(json.dumps(result, indent=1))
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -108,8 +108,8 @@ def _write_fits(tables: Iterator[pa.Table], path: Path, facts: Mapping[str, str]
             if text := (field.metadata or {}).get(key, b"").decode():
                 unit.header.set(f"{keyword}{number}", text, after=f"TFORM{number}")
     unit.header["RADESYS"] = "ICRS"
-    for key, text in facts.items():
-        unit.header.add_history(f"{key}: {text}".encode("ascii", "backslashreplace").decode())
+    for name, fact in facts.items():
+        unit.header.add_history(f"{name}: {fact}".encode("ascii", "backslashreplace").decode())
     unit.name = "SELECTION"
     fits.HDUList([fits.PrimaryHDU(), unit]).writeto(path)
     return len(table)

@@ -13,6 +13,7 @@ from deepshadows import settings, storage
 from deepshadows.catalog import collection, hats_files, provenance
 from deepshadows.catalog.collection import NewVersion
 from deepshadows.catalog.score_objects import ScoreSource, arrow_id_type
+from deepshadows.catalog.version_folder import table_name
 from deepshadows.outcomes import InputError, Summary
 from deepshadows.run.manifest import Manifest, read_manifest
 from deepshadows.verbs.ray_session import ray_session
@@ -40,8 +41,8 @@ def run(settings: settings.Publish) -> Summary:
         rows = _row_figures(runs, rows_in, tally)
         told = {**rows, "duplicates": settings.duplicates}
         asked = settings.model_dump(exclude={"address"})
-        name = collection.table_name(catalog)
-        write_files(version, plan, tally, provenance.properties(name, version.name, runs, asked, told))
+        described = provenance.properties(table_name(catalog), version.name, runs, asked, told)
+        write_files(version, plan, tally, described)
         hats_files.check_version(version)
     collection.swap(version)  # out of reach of what removes an unfinished version: it may be the current one now
     return _summary(version, tally, rows, time.monotonic() - started)

@@ -38,6 +38,7 @@ from deepshadows.catalog.partitions import Repeats, catalog_schema, to_parquet
 from deepshadows.catalog.pieces import Piece
 from deepshadows.catalog.score_objects import in_chunks
 from deepshadows.catalog.unit_rows import write_unit_rows
+from deepshadows.catalog.version_folder import table_name
 from deepshadows.outcomes import Failure
 from deepshadows.schema import score_schema
 from deepshadows.verbs.progress import track
@@ -155,13 +156,13 @@ def _write_partitions(version: NewVersion, plan: VersionPlan, division: Any, kee
             tally.unplaced = rows
         else:
             tally.rewritten.append(Partition(cells[written.cell].order, cells[written.cell].pixel, rows))
-        for pieces, found in (
+        for staged, found in (
             (tally.margin_pieces, written.margin),
             (tally.indexed, written.indexed),
             (tally.unindexed, written.unindexed),
         ):
             for piece in found:
-                pieces[piece.partition].append(piece)
+                staged[piece.partition].append(piece)
     _check_rows(plan, rows_in, tally, keep_first)
     _carry_partitions(version, plan, tally)
 
@@ -290,7 +291,7 @@ def write_files(version: NewVersion, plan: VersionPlan, tally: Tally, properties
             f"{version.table_url}: {rows} rows in the files, {tally.placed} written, {skymap.sum()} on the map: "
             "a defect of DeepShadows; nothing published"
         )
-    beside = {"primary_catalog": collection.table_name(version.catalog), **hats_files.provenance_of(properties)}
+    beside = {"primary_catalog": table_name(version.catalog), **hats_files.provenance_of(properties)}
     hats_files.write_margin_files(version.margin_url, schema, tally.margins, plan.margin_arcsec, beside)
     parts = storage.list_objects(version.index_url, (".parquet",))
     paths = [storage.relative(entry.url, version.index_url) for entry in parts]

@@ -8,7 +8,7 @@ index; the others are written from the rows that stay and those that come.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -38,7 +38,12 @@ class Base:
     folder: VersionFolder
     gone: pa.Array
     units: pa.Table
-    partitions: list[Partition] = field(default_factory=list)
+    partitions: list[Partition]
+
+    @property
+    def unplaced_rows(self) -> int:
+        """Rows of the version before that have no place on the sky."""
+        return int(pc.sum(self.units.filter(pc.is_null(self.units["Npix"]))["rows"]).as_py() or 0)
 
 
 def continue_from(folder: VersionFolder, gone: Sequence[str]) -> Base:
@@ -48,12 +53,12 @@ def continue_from(folder: VersionFolder, gone: Sequence[str]) -> Base:
 
 
 @dataclass(frozen=True)
-class Touched:
-    """What a change reaches of the version before.
+class Change:
+    """What a change reaches of the version that it begins from.
 
     Attributes
     ----------
-    partitions : list of Partition
+    touched : list of Partition
         Of the version before, whose rows go or are joined by others; they are not copied.
     empty : list of Partition
         Cells without rows in the version before that get some.
@@ -63,17 +68,18 @@ class Touched:
         Whether rows without a place on the sky go or come.
     """
 
-    partitions: list[Partition]
+    base: Base
+    touched: list[Partition]
     empty: list[Partition]
     carried: list[Partition]
     unplaced: bool
 
-    def kept_rows(self, base: Base) -> list[KeptRows]:
+    def kept_rows(self) -> list[KeptRows]:
         """The rows that stay, of what is written anew."""
-        table_url = base.folder.table_url
-        kept = [KeptRows(storage.join(table_url, part.path), part.rows, base.gone) for part in self.partitions]
+        folder, gone = self.base.folder, self.base.gone
+        kept = [KeptRows(storage.join(folder.table_url, part.path), part.rows, gone) for part in self.touched]
         if self.unplaced:
-            kept.append(KeptRows(base.folder.unplaced_url, unplaced_rows(base), base.gone))
+            kept.append(KeptRows(folder.unplaced_url, self.base.unplaced_rows, gone))
         return kept
 
     def divide(self, counts: NDArray[np.int64], partition_rows: int) -> list[Partition]:
@@ -82,17 +88,12 @@ class Touched:
         `counts` are the rows that stay or come in each pixel of COUNT_ORDER, shape (12 * 4**COUNT_ORDER,).
         """
         below = np.concatenate([[0], np.cumsum(counts)])
-        areas = [*self.partitions, *self.empty]
+        areas = [*self.touched, *self.empty]
         written = [found for area in areas for found in subdivide(area, below, partition_rows)]
         return sorted([*self.carried, *written], key=lambda partition: partition.first_index)
 
 
-def unplaced_rows(base: Base) -> int:
-    """Rows of the version before that have no place on the sky."""
-    return int(pc.sum(base.units.filter(pc.is_null(base.units["Npix"]))["rows"]).as_py() or 0)
-
-
-def touched_by(base: Base, pixels: NDArray[np.int64], unplaced: bool) -> Touched:
+def find_change(base: Base, pixels: NDArray[np.int64], unplaced: bool) -> Change:
     """What the units that go and the rows that come touch.
 
     Parameters
@@ -110,8 +111,9 @@ def touched_by(base: Base, pixels: NDArray[np.int64], unplaced: bool) -> Touched
     joined_cells = {(cells[number].order, cells[number].pixel) for number in np.unique(joined)}
     reached = left | joined_cells
     present = {(entry.order, entry.pixel) for entry in base.partitions}
-    return Touched(
-        partitions=[entry for entry in base.partitions if (entry.order, entry.pixel) in reached],
+    return Change(
+        base=base,
+        touched=[entry for entry in base.partitions if (entry.order, entry.pixel) in reached],
         empty=[cell for cell in cells if (cell.order, cell.pixel) in joined_cells - present],
         carried=[entry for entry in base.partitions if (entry.order, entry.pixel) not in reached],
         unplaced=unplaced or leaving["Npix"].null_count > 0,

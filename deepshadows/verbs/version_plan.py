@@ -11,7 +11,7 @@ from hats.pixel_math.healpix_shim import margin2order
 
 from deepshadows.catalog.alignment import SkyCount
 from deepshadows.catalog.collection import read_properties
-from deepshadows.catalog.continuation import Base, Touched, touched_by
+from deepshadows.catalog.continuation import Base, Change, find_change
 from deepshadows.catalog.division import Division, id_bounds
 from deepshadows.catalog.exchange import Counted, Source, count_rows
 from deepshadows.catalog.healpix import COUNT_ORDER, Partition, cover_sky
@@ -34,8 +34,8 @@ class VersionPlan:
         Score objects, and what stays of partitions written anew.
     rows_in : int
         Rows of the sources.
-    touched : Touched or None
-        What the change reaches, where a version is continued.
+    change : Change or None
+        What is different from the version before, where one is continued.
     parts : list of IndexPart
         The id index of the version before; its parts have the numbers of `division.parts_of`.
     """
@@ -45,13 +45,12 @@ class VersionPlan:
     sources: list[Source]
     rows_in: int
     margin_arcsec: float
-    base: Base | None = None
-    touched: Touched | None = None
+    change: Change | None = None
     parts: tuple[IndexPart, ...] = ()
 
     @property
     def carried(self) -> list[Partition]:
-        return self.touched.carried if self.touched else []
+        return self.change.carried if self.change else []
 
 
 class _Count:
@@ -87,15 +86,15 @@ def plan_version(
         cells = cover_sky(count.sky.align(partition_rows))
         division = Division(cells, _margin_order(margin_arcsec), id_bounds(count.ids, id_type))
         return VersionPlan(division, id_type, list(sources), count.rows, margin_arcsec)
-    touched = touched_by(base, count.sky.occupied(), count.placed < count.rows)
-    kept = touched.kept_rows(base)
+    change = find_change(base, count.sky.occupied(), count.placed < count.rows)
+    kept = change.kept_rows()
     count.add(kept, "counting rows that stay")
-    cells = cover_sky(touched.divide(count.sky.at_order(COUNT_ORDER), partition_rows))
+    cells = cover_sky(change.divide(count.sky.at_order(COUNT_ORDER), partition_rows))
     margin_arcsec = read_properties(base.folder.margin_url).margin_threshold
     parts = read_parts(base.folder.index_url)
     bounds = pa.array([part.first for part in parts[1:]], id_type)
     division = Division(cells, _margin_order(margin_arcsec), bounds)
-    return VersionPlan(division, id_type, [*sources, *kept], count.rows, margin_arcsec, base, touched, tuple(parts))
+    return VersionPlan(division, id_type, [*sources, *kept], count.rows, margin_arcsec, change, tuple(parts))
 
 
 def _margin_order(margin_arcsec: float) -> int:

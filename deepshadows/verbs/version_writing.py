@@ -29,7 +29,6 @@ from deepshadows import storage
 from deepshadows.catalog import collection, hats_files
 from deepshadows.catalog.alignment import SKYMAP_ORDER, SkyCount, carried_counts
 from deepshadows.catalog.collection import NewVersion, partitions_of
-from deepshadows.catalog.continuation import unplaced_rows
 from deepshadows.catalog.exchange import retire, stage, write_partition
 from deepshadows.catalog.healpix import UNPLACED, Partition
 from deepshadows.catalog.id_index import index_schema, part_path, write_index_part
@@ -136,14 +135,13 @@ def _by_number(pieces: Iterable[Piece]) -> dict[int, list[Piece]]:
 def _write_partitions(version: NewVersion, plan: VersionPlan, division: Any, keep_first: bool, tally: Tally) -> None:
     """One task a partition; the rows without a place are one more. Carried ones are copied by the store."""
     cells = plan.division.cells
-    before = {(entry.order, entry.pixel) for entry in plan.base.partitions} if plan.base else set()
+    base = plan.change.base if plan.change else None
+    before = {entry.path: storage.join(base.folder.table_url, entry.path) for entry in base.partitions} if base else {}
     items = []
     for number, pieces in sorted(_stage(version, plan, division).items()):
         path = cells[number].path if number != UNPLACED else ""
-        known = number != UNPLACED and (cells[number].order, cells[number].pixel) in before
-        before_url = storage.join(plan.base.folder.table_url, path) if plan.base and known else None
         url = storage.join(version.table_url, path) if path else version.unplaced_url
-        items.append((number, pieces, url, keep_first, division, version.staging_url, before_url))
+        items.append((number, pieces, url, keep_first, division, version.staging_url, before.get(path)))
     results = in_order(ray.remote(write_partition), items)
     rows_in = 0
     for written in track(results, "writing partitions", len(items)):
@@ -180,12 +178,12 @@ def _check_rows(plan: VersionPlan, rows_in: int, tally: Tally, keep_first: bool)
 
 def _carry_partitions(version: NewVersion, plan: VersionPlan, tally: Tally) -> None:
     """Copy what the change does not touch; an empty file where no row is without a place."""
-    base, touched = plan.base, plan.touched
-    if base and touched:
-        pairs = [(_at(base.folder.table_url, entry), _at(version.table_url, entry)) for entry in touched.carried]
-        if not touched.unplaced:
-            pairs.append((base.folder.unplaced_url, version.unplaced_url))
-            tally.unplaced = unplaced_rows(base)
+    if change := plan.change:
+        before = change.base.folder
+        pairs = [(_at(before.table_url, entry), _at(version.table_url, entry)) for entry in change.carried]
+        if not change.unplaced:
+            pairs.append((before.unplaced_url, version.unplaced_url))
+            tally.unplaced = change.base.unplaced_rows
         _copy(pairs)
     if not tally.unplaced:
         storage.write(version.unplaced_url, to_parquet(score_schema(plan.id_type).empty_table()))
@@ -206,14 +204,14 @@ def _copy(pairs: list[tuple[str, str]]) -> None:
 def _write_margins(version: NewVersion, plan: VersionPlan, division: Any, tally: Tally) -> None:
     """One task a cell that has rows just outside it; margins that touch nothing of the change are copied."""
     old: dict[int, list[Piece]] = {}
-    if plan.base and plan.touched:
-        before_url, written = plan.base.folder.margin_url, plan.touched.partitions
-        margins = plan_margins(partitions_of(before_url), plan.division, [*written, *tally.rewritten])
+    if change := plan.change:
+        before_url = change.base.folder.margin_url
+        margins = plan_margins(partitions_of(before_url), plan.division, [*change.touched, *tally.rewritten])
         items = (
             (
                 before_url,
                 margin,
-                written,
+                change.touched,
                 division,
                 storage.join(version.staging_url, f"old-margin-{number:06d}.arrows"),
             )
@@ -236,14 +234,12 @@ def _write_margins(version: NewVersion, plan: VersionPlan, division: Any, tally:
 def _write_index(version: NewVersion, plan: VersionPlan, division: Any, tally: Tally) -> None:
     """One task a part whose identifiers came or went; the others are copied."""
     before: dict[int, str] = {}
-    if plan.base and plan.touched:
-        before = {number: storage.join(plan.base.folder.index_url, part.path) for number, part in enumerate(plan.parts)}
-        there = {(entry.order, entry.pixel) for entry in tally.rewritten}
-        gone = [entry for entry in plan.touched.partitions if (entry.order, entry.pixel) not in there]
-        items = (
-            (_at(plan.base.folder.table_url, entry), entry, plan.id_type, division, version.staging_url)
-            for entry in gone
-        )
+    if change := plan.change:
+        folder = change.base.folder
+        before = {number: storage.join(folder.index_url, part.path) for number, part in enumerate(plan.parts)}
+        there = {entry.path for entry in tally.rewritten}
+        gone = [entry for entry in change.touched if entry.path not in there]
+        items = ((_at(folder.table_url, entry), entry, plan.id_type, division, version.staging_url) for entry in gone)
         for pieces in in_order(ray.remote(retire), items):
             for piece in pieces:
                 tally.unindexed[piece.partition].append(piece)
@@ -261,11 +257,11 @@ def _write_index(version: NewVersion, plan: VersionPlan, division: Any, tally: T
 def _write_units(version: NewVersion, plan: VersionPlan, tally: Tally) -> None:
     """units.parquet: counts of what was written, and those of what was carried over."""
     tables = list(tally.units)
-    if plan.base and plan.touched:
-        units = plan.base.units
-        carried = {(entry.order, entry.pixel) for entry in plan.touched.carried}
+    if change := plan.change:
+        units = change.base.units
+        carried = {(entry.order, entry.pixel) for entry in change.carried}
         pairs = zip(units["Norder"].to_pylist(), units["Npix"].to_pylist(), strict=True)
-        kept = [not plan.touched.unplaced if pixel is None else (order, pixel) in carried for order, pixel in pairs]
+        kept = [not change.unplaced if pixel is None else (order, pixel) in carried for order, pixel in pairs]
         tables.append(units.filter(pa.array(kept, pa.bool_())))
     write_unit_rows(version, tables)
 
@@ -282,8 +278,9 @@ def write_files(version: NewVersion, plan: VersionPlan, tally: Tally, properties
     for kind, url in (("table", version.table_url), ("margin", version.margin_url), ("index", version.index_url)):
         tally.size_bytes[kind] = sum(entry.size_bytes for entry in storage.list_objects(url, (".parquet",)))
     skymap = tally.sky.at_order(SKYMAP_ORDER)
-    if plan.base:
-        skymap = skymap + carried_counts(hats_files.read_skymap(plan.base.folder.table_url), plan.carried)
+    if plan.change:
+        before = hats_files.read_skymap(plan.change.base.folder.table_url)
+        skymap = skymap + carried_counts(before, plan.carried)
     properties = {**properties, "hats_estsize": tally.size_bytes["table"] // 1024}
     rows = hats_files.write_table_files(version.table_url, schema, tally.partitions, skymap, properties)
     if not rows == tally.placed == skymap.sum():

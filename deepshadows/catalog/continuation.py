@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from deepshadows import storage
-from deepshadows.catalog.division import subdivide
+from deepshadows.catalog.alignment import SkyCount
 from deepshadows.catalog.exchange import KeptRows
 from deepshadows.catalog.healpix import COUNT_ORDER, INDEX_ORDER, Partition, cover_sky
 from deepshadows.catalog.unit_rows import of_units, partitions_in, read_unit_rows
@@ -82,14 +82,9 @@ class Change:
             kept.append(KeptRows(folder.unplaced_url, self.base.unplaced_rows, gone))
         return kept
 
-    def divide(self, counts: NDArray[np.int64], partition_rows: int) -> list[Partition]:
-        """Partitions of the new version in the order of the sky; those carried, and the others as their rows ask for.
-
-        `counts` are the rows that stay or come in each pixel of COUNT_ORDER, shape (12 * 4**COUNT_ORDER,).
-        """
-        below = np.concatenate([[0], np.cumsum(counts)])
-        areas = [*self.touched, *self.empty]
-        written = [found for area in areas for found in subdivide(area, below, partition_rows)]
+    def partitions(self, counts: SkyCount, partition_rows: int) -> list[Partition]:
+        """Those of the new version, in the order of the sky: carried ones, and others as the rows `counts` ask for."""
+        written = counts.divide([*self.touched, *self.empty], partition_rows)
         return sorted([*self.carried, *written], key=lambda partition: partition.first_index)
 
 

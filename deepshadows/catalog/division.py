@@ -116,21 +116,3 @@ def id_bounds(samples: list[pa.Array], id_type: pa.DataType) -> pa.Array:
     ordered = ids.take(pc.array_sort_indices(ids))
     step = ID_PART_ROWS // ID_SAMPLE_ROWS
     return pc.unique(ordered.take(pa.array(np.arange(step, len(ordered), step), pa.int64())))
-
-
-def subdivide(pixel: Partition, below: NDArray[np.int64], partition_rows: int) -> list[Partition]:
-    """The largest pixels within one that hold at most `partition_rows`, without empty ones.
-
-    Parameters
-    ----------
-    below : ndarray
-        Rows in all pixels of COUNT_ORDER before each, shape (12 * 4**COUNT_ORDER + 1,).
-    """
-    shift = 2 * (COUNT_ORDER - pixel.order)
-    rows = int(below[(pixel.pixel + 1) << shift] - below[pixel.pixel << shift])
-    if not rows:
-        return []
-    if rows <= partition_rows or pixel.order == COUNT_ORDER:
-        return [Partition(pixel.order, pixel.pixel, rows)]
-    children = (Partition(pixel.order + 1, 4 * pixel.pixel + number, 0) for number in range(4))
-    return [found for child in children for found in subdivide(child, below, partition_rows)]

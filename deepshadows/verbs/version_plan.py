@@ -14,7 +14,7 @@ from deepshadows.catalog.collection import read_properties
 from deepshadows.catalog.continuation import Base, Change, find_change
 from deepshadows.catalog.division import Division, id_bounds
 from deepshadows.catalog.exchange import Counted, Source, count_rows
-from deepshadows.catalog.healpix import COUNT_ORDER, Partition, cover_sky
+from deepshadows.catalog.healpix import Partition, cover_sky
 from deepshadows.catalog.id_index import IndexPart, read_parts
 from deepshadows.catalog.score_objects import ScoreSource, in_chunks
 from deepshadows.verbs.progress import track
@@ -89,7 +89,7 @@ def plan_version(
     change = find_change(base, count.sky.occupied(), count.placed < count.rows)
     kept = change.kept_rows()
     count.add(kept, "counting rows that stay")
-    cells = cover_sky(change.divide(count.sky.at_order(COUNT_ORDER), partition_rows))
+    cells = cover_sky(change.partitions(count.sky, partition_rows))
     margin_arcsec = read_properties(base.folder.margin_url).margin_threshold
     parts = read_parts(base.folder.index_url)
     bounds = pa.array([part.first for part in parts[1:]], id_type)

@@ -23,7 +23,7 @@ TABLE = pa.table(
     }
 )
 NUMBER = st.sampled_from(["p_lsbg", "flags", "object_id"])
-LITERAL = st.sampled_from(["0.9", "0.1", "1", "3", "-8", "131072", "0.5", ".95", "1e-1"])
+LITERAL = st.sampled_from(["0.9", "0.1", "1", "3", "-8", "131072", "0.5", ".95"])
 SIGN = st.sampled_from(["=", "!=", "<>", "<", "<=", ">", ">="])
 
 
@@ -78,6 +78,13 @@ def test_a_condition_selects_the_rows_that_duckdb_selects(text: str) -> None:
     assert [row["object_id"] for row in found.to_pylist()] == [row[0] for row in expected]
     if condition.ids is not None:
         assert {row["object_id"] for row in found.to_pylist()} <= condition.ids
+
+
+def test_a_number_beside_a_float32_is_a_float32_however_it_is_written() -> None:
+    """DuckDB takes 9e-1 for a double, of which no float32 is the same."""
+    for text in ("p_lsbg = 0.9", "p_lsbg = 9e-1", "p_lsbg IN (9e-1)"):
+        found = pds.dataset(TABLE).to_table(filter=parse_condition(text, TABLE.schema).expression)
+        assert found["object_id"].to_pylist() == [1]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from deepshadows import storage
 from deepshadows.catalog.alignment import SkyCount
 from deepshadows.catalog.exchange import KeptRows
-from deepshadows.catalog.healpix import COUNT_ORDER, INDEX_ORDER, Partition, cover_sky
+from deepshadows.catalog.healpix import COUNT_ORDER, INDEX_ORDER, Partition, cover_sky, partition_numbers
 from deepshadows.catalog.unit_rows import of_units, partitions_in, read_unit_rows
 from deepshadows.catalog.version_folder import VersionFolder
 
@@ -101,8 +101,7 @@ def find_change(base: Base, pixels: NDArray[np.int64], unplaced: bool) -> Change
     leaving = base.units.filter(of_units(base.units, base.gone))
     left = {(entry.order, entry.pixel) for entry in partitions_in(leaving)}
     cells = cover_sky(base.partitions)
-    first = np.array([cell.first_index for cell in cells], dtype=np.int64)
-    joined = np.searchsorted(first, pixels << 2 * (INDEX_ORDER - COUNT_ORDER), side="right") - 1
+    joined = partition_numbers(pixels << 2 * (INDEX_ORDER - COUNT_ORDER), cells)
     joined_cells = {(cells[number].order, cells[number].pixel) for number in np.unique(joined)}
     reached = left | joined_cells
     present = {(entry.order, entry.pixel) for entry in base.partitions}

@@ -7,7 +7,7 @@ rows lie just outside, so that a cross-match across the edge of the survey finds
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from cdshealpix.nested import external_neighbours, neighbours
 from numpy.typing import NDArray
 
-from deepshadows.catalog.healpix import COUNT_ORDER, INDEX_ORDER, Partition
+from deepshadows.catalog.healpix import COUNT_ORDER, INDEX_ORDER, Partition, partition_numbers
 
 ID_PART_ROWS = 4_000_000
 """Rows of one part of the id index that is written anew; one that grows beyond twice as many is cut."""
@@ -40,15 +40,10 @@ class Division:
     cells: list[Partition]
     margin_order: int
     id_bounds: pa.Array
-    _first: NDArray[np.int64] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        first = np.array([cell.first_index for cell in self.cells], dtype=np.int64)
-        object.__setattr__(self, "_first", first)
 
     def cells_of(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
         """Number of the cell in which each `_healpix_29` lies, of the same shape."""
-        return np.searchsorted(self._first, index, side="right").astype(np.int64) - 1
+        return partition_numbers(index, self.cells)
 
     def margins_of(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows that lie in the margin of cells other than their own.

@@ -77,6 +77,12 @@ def count_pixels(index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[n
     return pixels, counts.astype(np.int64)
 
 
+def partition_numbers(index: NDArray[np.int64], partitions: list[Partition]) -> NDArray[np.int64]:
+    """Position in `partitions` of the one that holds each row, of the shape of `index`."""
+    first = np.array([partition.first_index for partition in partitions], dtype=np.int64)
+    return np.searchsorted(first, index, side="right").astype(np.int64) - 1
+
+
 def cover_sky(partitions: list[Partition]) -> list[Partition]:
     """The partitions and the fewest empty pixels that fill the rest of the sky, in the order of `_healpix_29`."""
     cells: list[Partition] = []

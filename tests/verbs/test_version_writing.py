@@ -37,7 +37,7 @@ pytestmark = [
     pytest.mark.usefixtures("ray_local"),
     pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning", "ignore:PosixUPath on python"),
 ]
-PARTITION_ROWS = 150
+PARTITION_ROWS = 300
 
 
 def field(number: int, ra_deg: float, dec_deg: float, count: int = 300, unplaced: int = 0) -> pa.Table:

@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deepshadows import storage
-from deepshadows.catalog.exchange import gather, split
 from deepshadows.catalog.partitions import (
     catalog_schema,
     describe_repeats,
@@ -20,6 +19,7 @@ from deepshadows.catalog.partitions import (
     repeated_rows,
     to_parquet,
 )
+from deepshadows.catalog.pieces import gather, split
 from deepshadows.schema import HEALPIX, Flag
 from tests.catalog.finished_runs import rows, sky
 

@@ -389,7 +389,11 @@ class Scoring(Columns, TileReading):
         DEFAULT_NETWORK, description="Name of shipped weights, or folder of a network.", json_schema_extra=WEIGHTS
     )
     precision: Precision = Field("fast", description="exact: fp32 reference; fast: checked against it.")
-    unit_rows: Positive = Field(20_000, description="Most rows of one work unit.")
+    unit_rows: Positive | None = Field(
+        None,
+        description="Most rows of one work unit; without it 20,000 of a shard or 100,000 on a tile.",
+    )
+    unit_mib: Positive | None = Field(None, description="Most MiB of images of one work unit, 12 KiB each.")
     batch_size: Positive = Field(256, description="Images in one call of the network.")
     scorers: NotNegative = Field(0, description="Scorer actors; 0 takes one a GPU, or one on a CPU node.")
     threads: NotNegative = Field(0, description="CPU threads of a scorer; 0 shares the cores out evenly.")

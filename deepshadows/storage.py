@@ -239,24 +239,24 @@ def is_file(url: str) -> bool:
     return exists(url) if is_s3(url) else Path(url).is_file()
 
 
-def list_objects(url: str, suffixes: tuple[str, ...] = (), *, hidden: bool = False) -> list[StoredObject]:
-    """Objects below a folder (or the one object at `url`), sorted by address; hidden ones left out unless wanted."""
+def iter_objects(url: str, suffixes: tuple[str, ...] = (), *, hidden: bool = False) -> Iterator[StoredObject]:
+    """Objects below a folder in the store's order, a page of them in memory; hidden ones left out unless wanted."""
     store, key = _locate(url)
     prefix = f"s3://{_bucket_and_key(url)[0]}/" if is_s3(url) else "/"
     with _translated(url, "listing"):
-        found = [
-            _described(prefix + meta["path"], meta)
-            for batch in obstore.list(store, key, chunk_size=1000)
-            for meta in batch
-        ]
-    wanted = [
-        entry
-        for entry in found
-        if entry.url.lower().endswith(suffixes or "") and (hidden or not name_of(entry.url).startswith((".", "_")))
-    ]
+        for batch in obstore.list(store, key, chunk_size=1000):
+            for meta in batch:
+                path = prefix + meta["path"]
+                if path.lower().endswith(suffixes or "") and (hidden or not name_of(path).startswith((".", "_"))):
+                    yield _described(path, meta)
+
+
+def list_objects(url: str, suffixes: tuple[str, ...] = (), *, hidden: bool = False) -> list[StoredObject]:
+    """Objects below a folder (or the one object at `url`), sorted by address; hidden ones left out unless wanted."""
+    found = sorted(iter_objects(url, suffixes, hidden=hidden), key=lambda entry: entry.url)
     if not found and is_file(url):
-        wanted = [stat(url)]
-    return sorted(wanted, key=lambda entry: entry.url)
+        return [stat(url)]
+    return found
 
 
 def write(url: str, data: bytes) -> None:
@@ -275,15 +275,17 @@ def write_table(url: str, table: pa.Table) -> None:
 
 def create(url: str, data: bytes) -> bool:
     """Put the object only where none is; False where one was there already."""
+    return create_etag(url, data) is not None
+
+
+def create_etag(url: str, data: bytes) -> str | None:
+    """Put the object only where none is: its etag, or None where one was there already."""
     store, key = _locate(url)
     with _translated(url, "writing"):
         try:
-            obstore.put(store, key, data, mode="create")
-        except AlreadyExistsError:
-            return False
-        except PreconditionError:
-            return False
-    return True
+            return obstore.put(store, key, data, mode="create")["e_tag"] or ""
+        except (AlreadyExistsError, PreconditionError):
+            return None
 
 
 def replace(url: str, data: bytes, etag: str) -> bool:
@@ -371,9 +373,9 @@ def delete_folder(url: str) -> None:
 class _RangeFile(io.RawIOBase):
     """An object as a seekable raw file; each read is one range request."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, size_bytes: int) -> None:
         self.name = url
-        self._size_bytes = stat(url).size_bytes
+        self._size_bytes = size_bytes
         self._position = 0
 
     def readable(self) -> bool:
@@ -400,9 +402,9 @@ class _RangeFile(io.RawIOBase):
         return len(data)
 
 
-def open_reader(url: str, buffer_bytes: int = 32 * 1024) -> io.BufferedReader:
-    """A seekable file that fetches ranges as they are read: for headers."""
-    return io.BufferedReader(_RangeFile(url), buffer_bytes)
+def open_reader(url: str, buffer_bytes: int = 32 * 1024, size_bytes: int | None = None) -> io.BufferedReader:
+    """A seekable file that fetches ranges as they are read: for headers. A size that is known saves a request."""
+    return io.BufferedReader(_RangeFile(url, stat(url).size_bytes if size_bytes is None else size_bytes), buffer_bytes)
 
 
 def arrow_failure(url: str, error: Exception) -> InputError | StorageError:

@@ -12,11 +12,32 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from deepshadows import __version__, storage
 from deepshadows.outcomes import InputError, StorageError, UsageError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+KNOWN_ENTRIES = (
+    "run.json",
+    "manifest.json",
+    "manifest",
+    "units",
+    "scores",
+    "journal",
+    "quarantine",
+    "rejects.parquet",
+    "lease.json",
+    "detections",
+    "tiles",
+)
 
 
 class RunRecord(BaseModel):
-    """The record of a run; a run directory belongs to exactly one fingerprint."""
+    """The record of a run; a run directory belongs to exactly one fingerprint.
+
+    Attributes
+    ----------
+    inventory : str
+        Hash of the settings and of the listing of the input: where it is the same, so is the plan.
+    plan_parts : int
+        Objects of the plan, RUN/units/<run>-00000.parquet and on.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -24,6 +45,8 @@ class RunRecord(BaseModel):
     run: str
     fingerprint: str
     recipe: str = Field("", description="The fingerprint without the input: what a unit's scores depend on beside it.")
+    inventory: str
+    plan_parts: int
     settings: dict[str, Any]
     checkpoint: dict[str, Any]
     preprocessing: dict[str, Any]
@@ -54,8 +77,8 @@ def read_record(run: str) -> RunRecord | None:
         raise InputError(f"{url}: not a run record of this version of DeepShadows: {error}") from error
 
 
-def check_owner(record: RunRecord, run: str) -> bool:
-    """True where the directory is this run's already, False where it is nobody's.
+def check_owner(record: RunRecord, run: str) -> RunRecord | None:
+    """The directory's own record where it is this run's already, None where it is nobody's.
 
     Raises
     ------
@@ -65,29 +88,19 @@ def check_owner(record: RunRecord, run: str) -> bool:
     existing = read_record(run)
     if existing is not None and existing.fingerprint != record.fingerprint:
         raise UsageError(f"{run}: belongs to another run (other input, settings or weights); give another --output")
-    return existing is not None
+    return existing
 
 
-def claim_directory(record: RunRecord, run: str) -> None:
-    """Write the record, or find it there; another run's is a `UsageError`."""
-    if not storage.create(storage.join(run, "run.json"), record.model_dump_json(indent=1).encode()):
-        check_owner(record, run)
+def claim_directory(record: RunRecord, run: str) -> RunRecord:
+    """Write the record, or find one there: the one that holds; another run's is a `UsageError`."""
+    storage.create(storage.join(run, "run.json"), record.model_dump_json(indent=1).encode())
+    return check_owner(record, run) or record
 
 
 def check_directory(run: str) -> None:
     """Refuse a directory that holds something else."""
-    known = (
-        "run.json",
-        "manifest.json",
-        "units",
-        "scores",
-        "quarantine",
-        "rejects.parquet",
-        "lease.json",
-        "detections",
-    )
-    entries = storage.list_objects(run)
-    foreign = [entry.url for entry in entries if storage.relative(entry.url, run).split("/")[0] not in known]
+    names = (name.rstrip("/") for name in storage.children(run))
+    foreign = [name for name in names if name not in KNOWN_ENTRIES and not name.startswith((".", "_"))]
     if foreign:
         raise UsageError(f"{run}: not a run directory (it holds {foreign[0]}); give another --output")
 

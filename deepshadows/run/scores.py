@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
-from collections.abc import Container
+import re
+from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -18,14 +20,19 @@ from deepshadows.outcomes import InputError
 from deepshadows.run.units import Unit
 from deepshadows.schema import count_flags, is_fatal, score_schema
 
-_LISTING_THREADS = 16
+_FOOTER_THREADS = 16
+_LISTED_AT_ONCE = 50_000
+_SCORE_NAME = re.compile(r"scores/([0-9a-f]{2})/\1[0-9a-f]{30}\.parquet")
 STATISTICS_KEY = b"deepshadows.statistics"
 """Of the metadata of a unit's table: see `catalog.statistics`."""
+LISTING_SCHEMA = pa.schema(
+    [("unit", pa.string()), ("size_bytes", pa.int64()), ("etag", pa.string()), ("modified_s", pa.float64())]
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
-    """What became of one unit."""
+    """What became of one unit; size and etag are those of its score object."""
 
     unit: str
     rows: int
@@ -36,6 +43,8 @@ class Receipt:
     engine: str = ""
     statistics: str = "{}"
     """JSON of `STATISTICS_KEY`."""
+    size_bytes: int = 0
+    etag: str = ""
 
 
 def score_url(run: str, unit: str) -> str:
@@ -100,7 +109,12 @@ def commit(run: str, unit: Unit, table: pa.Table, fingerprint: str, engine: str)
     }
     sink = io.BytesIO()
     pq.write_table(table.replace_schema_metadata(footer), sink, compression="zstd", use_dictionary=["unit", "run"])
-    storage.create(score_url(run, unit.unit), sink.getvalue())
+    url = score_url(run, unit.unit)
+    etag = storage.create_etag(url, sink.getvalue())
+    size_bytes = sink.tell()
+    if etag is None:
+        stored = storage.stat(url)
+        etag, size_bytes = stored.etag, stored.size_bytes
     return Receipt(
         unit=unit.unit,
         rows=table.num_rows,
@@ -108,46 +122,57 @@ def commit(run: str, unit: Unit, table: pa.Table, fingerprint: str, engine: str)
         flag_counts=flag_counts,
         engine=engine,
         statistics=statistics.decode(),
+        size_bytes=size_bytes,
+        etag=etag,
     )
 
 
-def committed(run: str) -> dict[str, storage.StoredObject]:
-    """Score objects that are there, by unit."""
-    found = storage.list_objects(storage.join(run, "scores"), (".parquet",))
-    return {storage.name_of(entry.url).removesuffix(".parquet"): entry for entry in found}
+def committed(run: str) -> pa.Table:
+    """Score objects that are there, one row each of `LISTING_SCHEMA`, sorted by unit: some 100 bytes an object."""
+    listed = storage.iter_objects(storage.join(run, "scores"), (".parquet",))
+    found = (entry for entry in listed if _SCORE_NAME.fullmatch(storage.relative(entry.url, run)))
+    batches = []
+    while page := list(itertools.islice(found, _LISTED_AT_ONCE)):
+        units = [storage.name_of(entry.url).removesuffix(".parquet") for entry in page]
+        columns = [[getattr(entry, name) for entry in page] for name in LISTING_SCHEMA.names[1:]]
+        batches.append(pa.table([units, *columns], schema=LISTING_SCHEMA))
+    return pa.concat_tables([LISTING_SCHEMA.empty_table(), *batches]).sort_by("unit")
 
 
-def read_receipts(entries: dict[str, storage.StoredObject], fingerprint: str) -> list[Receipt]:
-    """Receipts of units that an earlier driver committed, from their footers.
+def read_receipts(run: str, units: Iterable[str], fingerprint: str) -> Iterator[Receipt]:
+    """Receipts of units that an earlier driver committed, from the footers of their score objects.
 
     Raises
     ------
     InputError
         An object is damaged or belongs to another run.
     """
+    remaining = iter(units)
+    with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
+        while some := list(itertools.islice(remaining, _LISTED_AT_ONCE)):
+            yield from pool.map(lambda unit: _footer_receipt(run, unit, fingerprint), some)
 
-    def one(item: tuple[str, storage.StoredObject]) -> Receipt:
-        unit, entry = item
-        try:
-            footer = pq.read_schema(storage.open_arrow(entry.url)).metadata or {}
-        except (pa.ArrowException, OSError) as error:
-            raise storage.arrow_failure(entry.url, error) from error
-        if footer.get(b"deepshadows.fingerprint") != fingerprint.encode():
-            raise InputError(f"{entry.url}: belongs to another run; give another --output")
-        try:
-            return Receipt(
-                unit=unit,
-                rows=int(footer[b"deepshadows.rows"]),
-                scored=int(footer[b"deepshadows.scored"]),
-                flag_counts=json.dumps({name: int(n) for name, n in json.loads(footer[b"deepshadows.flags"]).items()}),
-                engine=footer[b"deepshadows.engine"].decode(),
-                statistics=footer.get(STATISTICS_KEY, b"{}").decode(),
-            )
-        except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise InputError(f"{entry.url}: damaged footer; delete this object and run classify again") from error
 
-    with ThreadPoolExecutor(_LISTING_THREADS) as pool:
-        return list(pool.map(one, entries.items()))
+def _footer_receipt(run: str, unit: str, fingerprint: str) -> Receipt:
+    url = score_url(run, unit)
+    try:
+        with storage.open_arrow(url) as file:
+            footer = pq.read_schema(file).metadata or {}
+    except (pa.ArrowException, OSError) as error:
+        raise storage.arrow_failure(url, error) from error
+    if footer.get(b"deepshadows.fingerprint") != fingerprint.encode():
+        raise InputError(f"{url}: belongs to another run; give another --output")
+    try:
+        return Receipt(
+            unit=unit,
+            rows=int(footer[b"deepshadows.rows"]),
+            scored=int(footer[b"deepshadows.scored"]),
+            flag_counts=json.dumps({name: int(n) for name, n in json.loads(footer[b"deepshadows.flags"]).items()}),
+            engine=footer[b"deepshadows.engine"].decode(),
+            statistics=footer.get(STATISTICS_KEY, b"{}").decode(),
+        )
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{url}: damaged footer; delete this object and run classify again") from error
 
 
 def _quarantine_url(run: str, unit: str) -> str:
@@ -161,9 +186,9 @@ def quarantined(run: str) -> dict[str, str]:
 
 
 def forget_quarantine(run: str, units: Container[str]) -> None:
-    """Delete the records of units that were read after all, by an earlier driver's rerun."""
+    """Delete the records of all units but these: others were read after all, by a later driver."""
     for unit, url in quarantined(run).items():
-        if unit in units:
+        if unit not in units:
             storage.delete(url)
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from deepshadows import storage
 from deepshadows.outcomes import UsageError
 from deepshadows.run.lease import is_driven
+from deepshadows.run.ledger import planned_ledger
 from deepshadows.run.manifest import manifest_url
+from deepshadows.run.plan import unit_ids
 from deepshadows.run.record import read_record
 from deepshadows.run.scores import committed, quarantined
-from deepshadows.run.units import planned_rows
 
 RATE_WINDOW_S = 600.0
 """The rate is that of the ten minutes before the newest score object."""
@@ -58,32 +61,31 @@ def standing(run: str) -> Standing:
     record = read_record(run)
     if record is None:
         raise UsageError(f"{run}: no run there (no run.json); `deepshadows classify --output {run}` begins one")
-    rows = planned_rows(run, record.run)
-    done = {unit: entry for unit, entry in committed(run).items() if unit in rows}
-    bad = [unit for unit in quarantined(run) if unit in rows and unit not in done]
+    ledger = planned_ledger(run, record)
+    done = committed(run)
+    places = ledger.places(unit_ids(done))
+    modified_s, places = done["modified_s"].to_numpy()[places >= 0], places[places >= 0]
+    ledger.done[places] = True
+    bad = ledger.places(list(quarantined(run)))
+    bad = bad[(bad >= 0) & ~ledger.done[bad]]
     driven = is_driven(run)
     finished = storage.exists(manifest_url(run))  # looked for last: a driver may have finished meanwhile
     return Standing(
         state="finished" if finished else "running" if driven else "stopped",
         units_planned=record.units_planned,
-        units_done=len(done),
+        units_done=len(places),
         units_quarantined=len(bad),
         rows_planned=record.rows_planned,
-        rows_done=_rows(done, rows),
-        rows_quarantined=_rows(bad, rows),
-        images_per_s=_rate(done, rows),
+        rows_done=ledger.rows_done,
+        rows_quarantined=int(ledger.rows[bad].sum()),
+        images_per_s=_rate(modified_s, ledger.rows[places]),
     )
 
 
-def _rows(units: Collection[str], rows: Mapping[str, int]) -> int:
-    return sum(rows[unit] for unit in units)
-
-
-def _rate(done: Mapping[str, storage.StoredObject], rows: Mapping[str, int]) -> float | None:
+def _rate(modified_s: NDArray[np.float64], rows: NDArray[np.int64]) -> float | None:
     """Rows a second between the first and the last score object of the window; the first began before it."""
-    newest = max((entry.modified_s for entry in done.values()), default=0.0)
-    recent = sorted((entry.modified_s, unit) for unit, entry in done.items())
-    recent = [(at, unit) for at, unit in recent if at >= newest - RATE_WINDOW_S]
-    if not recent or newest == recent[0][0]:
+    recent = modified_s >= modified_s.max(initial=0.0) - RATE_WINDOW_S
+    modified_s, rows = modified_s[recent], rows[recent]
+    if not len(rows) or modified_s.max() == modified_s.min():
         return None
-    return _rows([unit for _, unit in recent[1:]], rows) / (newest - recent[0][0])
+    return float((rows.sum() - rows[modified_s.argmin()]) / (modified_s.max() - modified_s.min()))

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import enum
 import hashlib
-import io
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from deepshadows import storage
 from deepshadows.outcomes import InputError
+from deepshadows.schema import IMAGE_BYTES
 
-UNITS_PER_FILE = 50_000
+SHARD_UNIT_ROWS, TILE_UNIT_ROWS = 20_000, 100_000
+MOST_UNITS = 1_000_000
 
 
 class UnitKind(enum.StrEnum):
@@ -34,14 +34,15 @@ class UnitKind(enum.StrEnum):
     """An input object that could not even be indexed: no rows are known, its reason is `source`."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Unit:
     """One work unit.
 
     Attributes
     ----------
     unit : str
-        Hash of all else; of a tile's or unplaced detections, of their content instead of where they lie.
+        Hash of all else, 32 hexadecimal digits; of a tile's or unplaced detections, of their content instead of
+        where they lie.
     url, etag, size_bytes
         The shard, the table of detections, or the object that cannot be read.
     first_row, rows : int
@@ -83,6 +84,29 @@ UNIT_SCHEMA = pa.schema(
 )
 
 
+def unit_size_rows(
+    unit_rows: int | None, unit_mib: int | None, total_rows: int, default_rows: int = SHARD_UNIT_ROWS
+) -> int:
+    """Most rows of a unit: what the settings state (the smaller of both), else what the input asks for.
+
+    Of shards 20,000 rows, 234 MiB of pixels: what a unit costs whatever its size (driver, listing, one PUT) is some
+    milliseconds, and these take a CPU scorer seconds: below 1 %. Of tiles 100,000, because each unit opens and unpacks
+    its tile again. A scorer that is killed loses the units in its hands, so still larger ones would only cost more.
+    Beyond a million of either units grow instead: that many is what plan, listing and manifest are measured for.
+
+    Parameters
+    ----------
+    unit_rows, unit_mib : int, optional
+        The settings: rows, and MiB of 12 KiB images.
+    total_rows : int
+        Rows of the whole input, or an estimate that depends on nothing else: a rerun must cut the same units.
+    """
+    stated = [unit_rows] if unit_rows else []
+    if unit_mib:
+        stated.append(max(1, (unit_mib << 20) // IMAGE_BYTES))
+    return min(stated) if stated else max(default_rows, -(-total_rows // MOST_UNITS))
+
+
 _OF_THE_RUN = ("url", "etag", "first_row")
 
 
@@ -110,36 +134,3 @@ def shard_units(shard: storage.StoredObject, rows: int, unit_rows: int, row_grou
         held += group_rows
     if first != rows:
         raise InputError(f"{shard.url}: row groups hold {first} rows, its footer says {rows}")
-
-
-def fingerprint(settings: dict[str, Any], weights_sha256: str, units: Iterable[Unit]) -> str:
-    """Hash of everything that decides a run's scores: settings, network, preprocessing, input inventory."""
-    digest = hashlib.sha256(json.dumps([settings, weights_sha256], sort_keys=True, default=str).encode())
-    for unit in sorted(unit.unit for unit in units):
-        digest.update(unit.encode())
-    return digest.hexdigest()
-
-
-def write_plan(run: str, name: str, units: list[Unit]) -> None:
-    """Write the plan as RUN/units/NAME-*.parquet."""
-    for number, start in enumerate(range(0, max(len(units), 1), UNITS_PER_FILE)):
-        rows = [asdict(unit) for unit in units[start : start + UNITS_PER_FILE]]
-        sink = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, schema=UNIT_SCHEMA), sink, compression="zstd")
-        storage.write(storage.join(run, "units", f"{name}-{number:05d}.parquet"), sink.getvalue())
-
-
-def planned_rows(run: str, name: str) -> dict[str, int]:
-    """Rows of each unit of the plan `name`; those of a driver that died before it claimed the run are no part of it."""
-    rows: dict[str, int] = {}
-    for entry in storage.list_objects(storage.join(run, "units"), (".parquet",)):
-        if not storage.name_of(entry.url).startswith(f"{name}-"):
-            continue
-        wanted = pa.schema([UNIT_SCHEMA.field(name) for name in ("unit", "rows")])
-        with storage.open_arrow(entry.url) as file:
-            try:
-                table = pq.read_table(file, columns=wanted.names).cast(wanted)
-            except (pa.ArrowException, OSError, ValueError) as error:
-                raise storage.arrow_failure(entry.url, error) from error
-        rows.update(zip(table["unit"].to_pylist(), table["rows"].fill_null(0).to_pylist(), strict=True))
-    return rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,8 @@ from deepshadows.sky.shards import object_ids, positions
 from deepshadows.sky.tiles import fits_errors
 
 TABLE_SUFFIXES = (".parquet", ".fits", ".fits.gz", ".csv")
+BLOCK_ROWS = 2_000_000
+"""Of detections in memory: some 60 MB, and four times that while their tiles are looked up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +79,13 @@ def read_table(url: str, id_column: str = "object_id") -> pa.Table:
         if files and all(file.url != url for file in files):
             return pa.concat_tables([read_table(file.url, id_column) for file in files], promote_options="default")
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
-        if isinstance(failure := storage.arrow_failure(url, error), StorageError):
-            raise failure from error
-        raise InputError(f"{url}: not a readable table: {error}") from error
+        raise _failure(url, error) from error
     raise UsageError(f"{url}: no table there (.parquet, .fits or .csv)")
+
+
+def _failure(url: str, error: Exception) -> InputError | StorageError:
+    failure = storage.arrow_failure(url, error)
+    return failure if isinstance(failure, StorageError) else InputError(f"{url}: not a readable table: {error}")
 
 
 def _ids_as_given(table: pa.Table, name: str) -> pa.Table:
@@ -113,16 +118,65 @@ def check_columns(table: pa.Table, url: str, wanted: Sequence[str]) -> None:
         )
 
 
-def read_detections(url: str, columns: Columns) -> Detections:
-    """Read and check a detection table.
+def list_tables(url: str) -> list[storage.StoredObject]:
+    """The detection tables of a folder, or the one named; none is a `UsageError`."""
+    files = storage.list_objects(url, TABLE_SUFFIXES)
+    if not files:
+        if url.lower().endswith(TABLE_SUFFIXES):
+            storage.stat(url)
+        raise UsageError(f"{url}: no table there (.parquet, .fits or .csv)")
+    return files
+
+
+def detection_blocks(url: str, columns: Columns, block_rows: int = BLOCK_ROWS) -> Iterator[Detections]:
+    """Read and check detections in the order of the input, a block at a time; one empty block where there are none.
+
+    Of Parquet no more than a block and a row group are in memory, and only the three columns; FITS and CSV are read a
+    file at a time.
 
     Raises
     ------
     InputError
         A column is missing, ra or dec are not float64, identifiers are null or not integers or strings.
     """
-    table = read_table(url, columns.id_column)
-    check_columns(table, url, (columns.id_column, columns.ra_column, columns.dec_column))
-    ra, dec, flags = positions(table, url, columns.ra_column, columns.dec_column)
-    flags = np.where(flags != 0, Flag.BAD_POSITION.bit, 0).astype(np.int32)
-    return Detections(object_id=object_ids(table[columns.id_column], url), ra=ra, dec=dec, flags=flags)
+    wanted = (columns.id_column, columns.ra_column, columns.dec_column)
+    for file in list_tables(url):
+        if file.url.lower().endswith(".parquet"):
+            tables = _parquet_blocks(file.url, wanted, block_rows)
+        else:
+            table = read_table(file.url, columns.id_column)
+            starts = range(0, max(1, table.num_rows), block_rows)
+            tables = (table.slice(start, block_rows) for start in starts)
+        for table in tables:
+            check_columns(table, file.url, wanted)
+            ra, dec, flags = positions(table, file.url, columns.ra_column, columns.dec_column)
+            flags = np.where(flags != 0, Flag.BAD_POSITION.bit, 0).astype(np.int32)
+            ids = object_ids(table[columns.id_column], file.url)
+            yield Detections(object_id=ids, ra=ra, dec=dec, flags=flags)
+
+
+def _parquet_blocks(url: str, wanted: Sequence[str], block_rows: int) -> Iterator[pa.Table]:
+    try:
+        file = pq.ParquetFile(storage.open_arrow(url))
+        names = file.schema_arrow.names
+        chosen = list(dict.fromkeys(name for name in wanted if name in names))
+        if not file.metadata.num_rows or len(chosen) < len(set(wanted)):
+            yield file.schema_arrow.empty_table()
+            return
+        for batch in file.iter_batches(block_rows, columns=chosen):
+            yield pa.Table.from_batches([batch])
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _failure(url, error) from error
+
+
+def read_detections(url: str, columns: Columns) -> Detections:
+    """All detections at once; see `detection_blocks`."""
+    blocks = list(detection_blocks(url, columns))
+    if len({block.object_id.type for block in blocks}) > 1:
+        raise InputError(f"{url}: tables with integers and with strings as identifiers")
+    return Detections(
+        object_id=pa.concat_arrays([block.object_id for block in blocks]),
+        ra=np.concatenate([block.ra for block in blocks]),
+        dec=np.concatenate([block.dec for block in blocks]),
+        flags=np.concatenate([block.flags for block in blocks]),
+    )

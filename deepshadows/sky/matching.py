@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from deepshadows.outcomes import InputError
-from deepshadows.sky.tile_index import unit_vectors
+from deepshadows.sky.footprints import unit_vectors
 
 LSBG, ARTIFACT, AMBIGUOUS = 1, 0, -1
 OWN_RADII = 1.5

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from astropy.io import fits
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from deepshadows import storage
 from deepshadows.outcomes import InputError
-from deepshadows.sky.tiles import BandSource, TileFiles, celestial_wcs, fits_errors, open_fits, pixel_scale_arcsec
+from deepshadows.sky.footprints import Footprints, footprint
+from deepshadows.sky.tiles import BandSource, TileFiles, celestial_wcs, fits_errors, open_fits
 
+SCAN_THREADS = 16
+FILES_PER_PART = 2_000
+"""What a scan that is broken off does again at most: some seconds of work."""
+JOURNAL_VERSION = 1
 FITS_SUFFIXES = (".fits", ".fits.fz", ".fits.gz", ".fit", ".fz")
 BANDS = "ugrizyY"
 _NAME = re.compile(rf"^(?:(?P<tile>.+)[_.-])?(?P<band>[{BANDS}Z])(?:[_.-](?:sci|image|nobkg))?$", re.IGNORECASE)
@@ -55,7 +66,7 @@ class TileIndex:
                 "height_pix": source.shape[0],
                 "width_pix": source.shape[1],
                 "zero_point": source.zero_point,
-                **_footprint(source),
+                **_place(source),
                 "wcs": source.wcs_header,
             }
             for tile in self.tiles
@@ -63,45 +74,16 @@ class TileIndex:
         ]
         return pa.Table.from_pylist(rows, schema=_INDEX_SCHEMA)
 
+    @cached_property
+    def footprints(self) -> Footprints:
+        """Where the tiles lie, in their order."""
+        return Footprints([tile.reference for tile in self.tiles])
+
     def owners(
         self, ra: NDArray[np.float64], dec: NDArray[np.float64]
     ) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-        """The tile in which each position lies deepest inside.
-
-        Parameters
-        ----------
-        ra, dec : float64 (N,)
-            ICRS degrees, finite.
-
-        Returns
-        -------
-        owner : int32 (N,)
-            Index into `tiles`, -1 where no tile holds the position; of equal depths the first tile wins.
-        depth : float64 (N,)
-            Distance to the nearest tile edge in arcsec, -inf off every tile.
-        """
-        owner = np.full(len(ra), -1, dtype=np.int32)
-        depth = np.full(len(ra), -np.inf)
-        if not self.tiles or not len(ra):
-            return owner, depth
-        sources = cKDTree(unit_vectors(ra, dec))
-        for number, tile in enumerate(self.tiles):
-            reference = tile.reference
-            footprint = _footprint(reference)
-            centre = unit_vectors(np.array([footprint["ra_center"]]), np.array([footprint["dec_center"]]))[0]
-            chord = 2 * np.sin(np.radians(min(footprint["radius_deg"], 180.0)) / 2)
-            near = np.array(sources.query_ball_point(centre, chord), dtype=np.int64)
-            if not len(near):
-                continue
-            wcs = celestial_wcs(fits.Header.fromstring(reference.wcs_header), reference.url)
-            x, y = wcs.all_world2pix(ra[near], dec[near], 0, quiet=True)
-            height, width = reference.shape
-            inside_pix = np.minimum.reduce([x + 0.5, width - 0.5 - x, y + 0.5, height - 0.5 - y])
-            inside = np.where(np.isfinite(inside_pix) & (inside_pix > 0), inside_pix, -np.inf)
-            inside = inside * pixel_scale_arcsec(wcs)
-            better = inside > depth[near]
-            owner[near[better]], depth[near[better]] = number, inside[better]
-        return owner, depth
+        """The tile in which each position lies deepest inside, and its depth: see `Footprints.owners`."""
+        return self.footprints.owners(ra, dec)
 
 
 _INDEX_SCHEMA = pa.schema(
@@ -127,14 +109,8 @@ _INDEX_SCHEMA = pa.schema(
 )
 
 
-def unit_vectors(ra: NDArray[np.float64], dec: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Points on the unit sphere, float64 (N, 3); ra and dec in degrees."""
-    ra_rad, dec_rad = np.radians(ra), np.radians(dec)
-    return np.stack([np.cos(dec_rad) * np.cos(ra_rad), np.cos(dec_rad) * np.sin(ra_rad), np.sin(dec_rad)], axis=-1)
-
-
-def scan_tiles(url: str, zero_point: float | None = None) -> TileIndex:
-    """Index every FITS file below `url` by its headers.
+def scan_tiles(url: str, zero_point: float | None = None, journal: str | None = None) -> TileIndex:
+    """Index every FITS file below `url` by its headers, read by ranges in many threads.
 
     Parameters
     ----------
@@ -142,6 +118,9 @@ def scan_tiles(url: str, zero_point: float | None = None) -> TileIndex:
         Folder or file, local or S3.
     zero_point : float, optional
         Magnitude zero point of files whose header states none.
+    journal : str, optional
+        Folder that keeps what was found in each 2000 files, by their addresses and etags: a scan that was broken off
+        goes on there.
 
     Returns
     -------
@@ -150,17 +129,17 @@ def scan_tiles(url: str, zero_point: float | None = None) -> TileIndex:
     """
     grouped: dict[str, dict[str, BandSource]] = defaultdict(dict)
     problems: list[tuple[str, str]] = []
-    for entry in storage.list_objects(url, FITS_SUFFIXES):
+    for scanned in _scan(storage.list_objects(url, FITS_SUFFIXES), zero_point, journal):
         try:
-            with fits_errors(entry.url):
-                found = list(_bands_of(entry, zero_point))
-            for tile_id, band, source in found:
+            for tile_id, band, source in scanned.found:
                 if band in grouped[tile_id]:
                     other = grouped[tile_id][band].url
-                    raise InputError(f"{entry.url}: band {band} of tile {tile_id} is also in {other}")
+                    raise InputError(f"{scanned.url}: band {band} of tile {tile_id} is also in {other}")
                 grouped[tile_id][band] = source
+            if scanned.problem:
+                raise InputError(scanned.problem)
         except InputError as error:
-            problems.append((entry.url, str(error)))
+            problems.append((scanned.url, str(error)))
     lacking: dict[str, list[str]] = defaultdict(list)
     for problem_url, reason in problems:
         lacking[_named_tile(problem_url)].append(reason)
@@ -168,6 +147,70 @@ def scan_tiles(url: str, zero_point: float | None = None) -> TileIndex:
         TileFiles(tile, bands, tuple(lacking.get(tile, ()))) for tile, bands in sorted(grouped.items()) if bands
     )
     return TileIndex(tiles, tuple(problems))
+
+
+@dataclass(frozen=True)
+class _Scanned:
+    """What the headers of one file tell: its bands, or what is wrong with it."""
+
+    url: str
+    found: tuple[tuple[str, str, BandSource], ...] = ()
+    problem: str = ""
+
+
+def _scan(entries: list[storage.StoredObject], zero_point: float | None, journal: str | None) -> Iterator[_Scanned]:
+    """The headers of all files, in their order."""
+    with ThreadPoolExecutor(SCAN_THREADS, thread_name_prefix="headers") as pool:
+        for start in range(0, len(entries), FILES_PER_PART):
+            some = entries[start : start + FILES_PER_PART]
+            part = _journal_part(journal, some, zero_point) if journal and len(some) == FILES_PER_PART else None
+            if part and storage.exists(part):
+                yield from _read_journal(part)
+                continue
+            scanned = list(pool.map(lambda entry: _scan_file(entry, zero_point), some))
+            if part:
+                _write_journal(part, scanned)
+            yield from scanned
+
+
+def _scan_file(entry: storage.StoredObject, zero_point: float | None) -> _Scanned:
+    try:
+        with fits_errors(entry.url):
+            return _Scanned(entry.url, tuple(_bands_of(entry, zero_point)))
+    except InputError as error:
+        return _Scanned(entry.url, problem=str(error))
+
+
+def _journal_part(journal: str, some: list[storage.StoredObject], zero_point: float | None) -> str:
+    """The address of what is known of these very files."""
+    content = json.dumps([JOURNAL_VERSION, zero_point, [(entry.url, entry.etag) for entry in some]])
+    return storage.join(journal, f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.parquet")
+
+
+def _write_journal(part: str, scanned: list[_Scanned]) -> None:
+    found = [json.dumps([(tile, band, asdict(source)) for tile, band, source in file.found]) for file in scanned]
+    columns = {"url": [file.url for file in scanned], "found": found, "problem": [file.problem for file in scanned]}
+    storage.write_table(part, pa.table(columns))
+
+
+def _read_journal(part: str) -> Iterator[_Scanned]:
+    try:
+        rows = pq.read_table(storage.open_arrow(part)).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise storage.arrow_failure(part, error) from error
+    for row in rows:
+        found = ((tile, band, _source(fields)) for tile, band, fields in json.loads(row["found"]))
+        yield _Scanned(row["url"], tuple(found), row["problem"])
+
+
+def _source(fields: dict[str, Any]) -> BandSource:
+    return BandSource(
+        **{
+            **fields,
+            "shape": tuple(fields["shape"]),
+            "wcs_header": sys.intern(fields["wcs_header"]),
+        }
+    )
 
 
 def _stem(url: str) -> str:
@@ -186,7 +229,8 @@ def _named_tile(url: str) -> str:
 def _bands_of(entry: storage.StoredObject, zero_point: float | None) -> Iterator[tuple[str, str, BandSource]]:
     """Bands found in one FITS file."""
     name = _stem(entry.url)
-    with storage.open_reader(entry.url) as reader, open_fits(reader, entry.url) as hdus:
+    reading = storage.open_reader(entry.url, size_bytes=entry.size_bytes)
+    with reading as reader, open_fits(reader, entry.url) as hdus:
         headers = _image_headers(hdus, entry.url)
     science = [number for number, header in headers.items() if _kind(header) == "science"]
     if not science:
@@ -308,23 +352,16 @@ def _zero_point(header: fits.Header, given: float | None, where: str) -> float:
 def _wcs_cards(header: fits.Header, where: str) -> str:
     celestial_wcs(header, where)
     cards = [card for card in header.cards if _WCS_CARDS.match(card.keyword)]
-    return str(fits.Header([("NAXIS", 2), *cards]).tostring(endcard=False, padding=False))
+    return sys.intern(str(fits.Header([("NAXIS", 2), *cards]).tostring(endcard=False, padding=False)))
 
 
-def _footprint(source: BandSource) -> dict[str, float]:
-    """Scale, centre and radius of the circle around a tile's corners."""
-    wcs = celestial_wcs(fits.Header.fromstring(source.wcs_header), source.url)
-    height, width = source.shape
-    ra, dec = wcs.all_pix2world(
-        [(width - 1) / 2, -0.5, width - 0.5, -0.5, width - 0.5],
-        [(height - 1) / 2, -0.5, -0.5, height - 0.5, height - 0.5],
-        0,
-    )
-    points = unit_vectors(np.asarray(ra), np.asarray(dec))
-    chord = np.linalg.norm(points[1:] - points[0], axis=1).max()
+def _place(source: BandSource) -> dict[str, float]:
+    """Scale, centre and radius of a band's image, degrees and arcsec."""
+    at = footprint(source)
+    x, y, z = at.centre
     return {
-        "pixel_scale_arcsec": pixel_scale_arcsec(wcs),
-        "ra_center": float(ra[0]) % 360.0,
-        "dec_center": float(dec[0]),
-        "radius_deg": float(np.degrees(2 * np.arcsin(min(chord / 2, 1.0)))) * 1.001,
+        "pixel_scale_arcsec": at.pixel_scale_arcsec,
+        "ra_center": float(np.degrees(np.arctan2(y, x)) % 360.0),
+        "dec_center": float(np.degrees(np.arctan2(z, np.hypot(x, y)))),
+        "radius_deg": float(np.degrees(at.radius_rad)),
     }

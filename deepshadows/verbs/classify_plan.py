@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
+import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Set
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Set
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from deepshadows import storage
-from deepshadows.catalog.healpix import is_placed, sky_cells
 from deepshadows.model.card import Card, read_card
 from deepshadows.outcomes import InputError, UsageError
 from deepshadows.run import record as run_record
-from deepshadows.run.units import Unit, UnitKind, fingerprint, make_unit, shard_units, write_plan
-from deepshadows.schema import DEC, RA, Flag, id_field
+from deepshadows.run.plan import Draft, Plan
+from deepshadows.run.units import TILE_UNIT_ROWS, Unit, UnitKind, make_unit, shard_units, unit_size_rows
+from deepshadows.schema import IMAGE_BYTES
 from deepshadows.settings import Classify
 from deepshadows.sky.cutouts import METHOD, Geometry, same_scale
-from deepshadows.sky.detections import Detections, read_detections
-from deepshadows.sky.row_groups import read_rows
+from deepshadows.sky.detections import list_tables
 from deepshadows.sky.shards import list_shards, object_ids, open_shard, shard_geometry
 from deepshadows.sky.stretch import stretch_named
-from deepshadows.sky.tile_index import FITS_SUFFIXES, TileIndex, scan_tiles
+from deepshadows.sky.tile_index import FITS_SUFFIXES
+from deepshadows.verbs.plan_detections import check_detections, group_by_tile, index_tiles, own_detections, tile_units
 
-SCORING_SETTINGS = ("precision", "unit_rows", "fov_arcsec")
-"""Settings that decide a run's rows; the others only say where and how fast."""
-OFF_TILE_ORDER = 3
-"""Detections off every tile form units by cells of 7 degrees, so that a new tile changes those around it alone."""
+SCORING_SETTINGS = ("precision", "fov_arcsec")
+"""Settings that decide a row's scores; the size of units decides which units there are, and that alone."""
+FOOTER_THREADS = 16
+FOOTERS_AT_ONCE = 2_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +57,11 @@ class Earlier:
 
 @dataclass(frozen=True)
 class Planned:
-    """A run that is written down: its record, what it has to score, and all units of the input."""
+    """A run that is written down: its record, what it has to score, and all units of the input, read in blocks."""
 
     record: run_record.RunRecord
-    units: list[Unit]
-    present: list[Unit]
+    units: Draft | Plan
+    present: Draft | Plan
     card: Card
 
 
@@ -76,7 +77,7 @@ def card_geometry(card: Card) -> Geometry:
 
 def scoring_recipe(settings: Classify, card: Card) -> str:
     """Hash of what the scores of a unit depend on beside the unit: settings, preprocessing and network."""
-    return fingerprint(*_decisive(settings, card), [])
+    return Draft().fingerprint(*_decisive(settings, card))
 
 
 def _decisive(settings: Classify, card: Card) -> tuple[dict[str, Any], str]:
@@ -91,77 +92,177 @@ def _preprocessing(card: Card) -> dict[str, Any]:
 def plan(settings: Classify, run: str, earlier: Earlier | None = None) -> Planned:
     """List the input, cut it into units, leave out those scored earlier, and claim the run directory.
 
+    A run whose input lists as it did when it was planned is not planned again.
+
     Raises
     ------
     UsageError
         There is no input, it does not fit the card, or the directory belongs to another run.
     """
     card = read_card(settings.checkpoint)
-    earlier = earlier or Earlier()
     run_record.check_directory(run)
-    shards = list_shards(settings.input)
-    if settings.detections is None and not shards:
-        hint = "tiles also need --detections" if storage.list_objects(settings.input, FITS_SUFFIXES) else ""
-        raise UsageError(f"{settings.input}: no cut-out shards (*.parquet) there; {hint or 'check --input'}")
-    detections = None
-    if settings.detections is None:
-        present, id_type = _plan_shards(settings, shards, card, earlier)
-        units = [unit for unit in present if unit.unit not in earlier.units]
-    else:
-        present, id_type, table = _plan_tiles(settings, card)
-        units, detections = _own_detections(
-            [unit for unit in present if unit.unit not in earlier.units], table, run, settings.unit_rows
-        )
-    digest = fingerprint(*_decisive(settings, card), units)
+    shards = _shards_of(settings)
+    inventory = _inventory(settings, card, shards, earlier)
+    existing = run_record.read_record(run)
+    if existing is not None and existing.inventory == inventory and earlier is None:
+        return Planned(existing, Plan(run, existing), Plan(run, existing), card)
+    with tempfile.TemporaryDirectory(prefix="deepshadows-plan-") as scratch:
+        cut = _cut_shards if settings.detections is None else partial(_cut_tiles, scratch=Path(scratch))
+        units, present, id_type = cut(settings, run, card, shards, earlier or Earlier(), new=existing is None)
+    digest = units.fingerprint(*_decisive(settings, card))
     record = run_record.RunRecord(
         run=digest[:16],
         fingerprint=digest,
         recipe=scoring_recipe(settings, card),
+        inventory=inventory,
+        plan_parts=units.parts,
         settings=settings.model_dump(exclude={"address"}),
         checkpoint={"name": card.name, "weights_sha256": card.weights_sha256},
         preprocessing=_preprocessing(card),
         id_type=id_type,
         units_planned=len(units),
-        rows_planned=sum(unit.rows for unit in units),
+        rows_planned=units.rows,
         versions=run_record.software_versions(),
     )
-    if not run_record.check_owner(record, run):
+    if existing is None:
         run_record.check_fencing(run)
-        if detections is not None:
-            storage.create(*detections)
-        write_plan(run, record.run, units)
-        run_record.claim_directory(record, run)
+        units.write(run, record.run)
+        record = run_record.claim_directory(record, run)
+    else:
+        run_record.check_owner(record, run)
+        record = existing
     return Planned(record, units, present, card)
 
 
-def _plan_shards(
-    settings: Classify, shards: list[storage.StoredObject], card: Card, earlier: Earlier
-) -> tuple[list[Unit], str]:
-    units: list[Unit] = []
+def _inventory(settings: Classify, card: Card, shards: list[storage.StoredObject], earlier: Earlier | None) -> str:
+    """Hash of all that the plan follows from: settings, network, what was scored earlier, listing of the input."""
+    listed = list(shards)
+    if settings.detections is not None:
+        listed = [*storage.list_objects(settings.input, FITS_SUFFIXES), *list_tables(settings.detections)]
+    named = settings.model_dump(exclude={"address", "output", "scorers", "threads", "batch_size", "retries"})
+    known = sorted(earlier.units) if earlier is not None else None
+    digest = hashlib.sha256(json.dumps([_decisive(settings, card), named, known], default=str).encode())
+    for entry in listed:
+        digest.update(json.dumps([entry.url, entry.size_bytes, entry.etag]).encode())
+    return digest.hexdigest()
+
+
+def _shards_of(settings: Classify) -> list[storage.StoredObject]:
+    """The input's shards, where they are what is to be scored."""
+    if settings.detections is not None:
+        return []
+    shards = list_shards(settings.input)
+    if not shards:
+        hint = "tiles also need --detections" if storage.list_objects(settings.input, FITS_SUFFIXES) else ""
+        raise UsageError(f"{settings.input}: no cut-out shards (*.parquet) there; {hint or 'check --input'}")
+    return shards
+
+
+def _cut_tiles(
+    settings: Classify,
+    run: str,
+    card: Card,
+    shards: list[storage.StoredObject],
+    earlier: Earlier,
+    *,
+    new: bool,
+    scratch: Path,
+) -> tuple[Draft, Draft, str]:
+    """Units of detections: those to score, all, and the type of the identifiers."""
+    check_detections(settings)
+    index = index_tiles(settings, storage.join(run, "tiles") if new else None)
+    groups = group_by_tile(settings, index, scratch)
+    unit_rows = unit_size_rows(settings.unit_rows, settings.unit_mib, groups.rows, TILE_UNIT_ROWS)
+    if new:
+        run_record.check_fencing(run)
+    present = Draft()
+
+    def wanted() -> Iterator[tuple[Unit, pa.Table]]:
+        for unit, table in tile_units(groups, index, card, unit_rows):
+            present.add(unit)
+            if unit.unit not in earlier.units:
+                yield unit, table
+
+    units = Draft(own_detections(wanted(), run, unit_rows, keep=new))
+    for url, reason in index.problems:
+        unit = _unreadable(storage.StoredObject(url, 0, ""), reason)
+        present.add(unit)
+        if unit.unit not in earlier.units:
+            units.add(unit)
+    return units, present, str(groups.id_type)
+
+
+@dataclass(frozen=True)
+class _Footer:
+    """What a shard's footer tells, or why it is none."""
+
+    id_type: str = ""
+    rows: int = 0
+    row_group_rows: tuple[int, ...] = ()
+    problem: str = ""
+
+
+def _cut_shards(
+    settings: Classify,
+    run: str,
+    card: Card,
+    shards: list[storage.StoredObject],
+    earlier: Earlier,
+    *,
+    new: bool,
+) -> tuple[Draft, Draft, str]:
+    """Units of shards: those to score, all, and the type of the identifiers."""
+    unit_rows = unit_size_rows(settings.unit_rows, settings.unit_mib, sum(s.size_bytes for s in shards) // IMAGE_BYTES)
+    units = Draft()
+    present = Draft() if earlier.units else units
     id_types: Counter[str] = Counter()
-    for shard in shards:
-        if known := earlier.shards.get((shard.url, shard.etag, shard.size_bytes)):
-            units.extend(known)
+    problem = ""
+    for shard, footer in _footers(settings, card, shards, earlier):
+        if footer is None:
+            cut: Iterable[Unit] = earlier.shards[shard.url, shard.etag, shard.size_bytes]
             id_types[earlier.id_type] += 1
-            continue
-        try:
-            file = open_shard(shard.url)
-            stated = shard_geometry(file.schema_arrow, shard.url)
-            id_types[str(object_ids(pa.array([], file.schema_arrow.field("object_id").type), shard.url).type)] += 1
-        except InputError as error:
-            units.append(_unreadable(shard, str(error)))
-            continue
-        _check_fits(settings, card, *stated, shard.url)
-        metadata = file.metadata
-        groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
-        units.extend(shard_units(shard, metadata.num_rows, settings.unit_rows, groups))
+        elif footer.problem:
+            cut, problem = [_unreadable(shard, footer.problem)], problem or footer.problem
+        else:
+            cut = shard_units(shard, footer.rows, unit_rows, list(footer.row_group_rows))
+            id_types[footer.id_type] += 1
+        for unit in cut:
+            present.add(unit)
+            if present is not units and unit.unit not in earlier.units:
+                units.add(unit)
     if not id_types:
-        raise UsageError(
-            f"{settings.input}: none of its {len(shards)} Parquet files is a cut-out shard: {units[0].source}"
-        )
+        raise UsageError(f"{settings.input}: none of its {len(shards)} Parquet files is a cut-out shard: {problem}")
     if len(id_types) > 1:
         raise UsageError(f"{settings.input}: shards with different object_id types: {dict(id_types)}")
-    return units, next(iter(id_types))
+    return units, present, next(iter(id_types))
+
+
+def _footers(
+    settings: Classify, card: Card, shards: list[storage.StoredObject], earlier: Earlier
+) -> Iterator[tuple[storage.StoredObject, _Footer | None]]:
+    """Each shard with its footer, None where its units are known; read in many threads, in the order of the shards."""
+
+    def read(shard: storage.StoredObject) -> _Footer | None:
+        known = (shard.url, shard.etag, shard.size_bytes) in earlier.shards
+        return None if known else _footer(settings, card, shard)
+
+    remaining = iter(shards)
+    with ThreadPoolExecutor(FOOTER_THREADS, thread_name_prefix="footers") as pool:
+        while some := list(islice(remaining, FOOTERS_AT_ONCE)):
+            yield from zip(some, pool.map(read, some), strict=True)
+
+
+def _footer(settings: Classify, card: Card, shard: storage.StoredObject) -> _Footer:
+    try:
+        file = open_shard(shard.url)
+        stated = shard_geometry(file.schema_arrow, shard.url)
+        id_type = object_ids(pa.array([], file.schema_arrow.field("object_id").type), shard.url).type
+    except InputError as error:
+        return _Footer(problem=str(error))
+    _check_fits(settings, card, *stated, shard.url)
+    metadata = file.metadata
+    groups = tuple(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
+    return _Footer(str(id_type), metadata.num_rows, groups)
 
 
 def _check_fits(
@@ -183,113 +284,4 @@ def _check_fits(
 def _unreadable(entry: storage.StoredObject, reason: str) -> Unit:
     return make_unit(
         kind=UnitKind.UNREADABLE.value, url=entry.url, etag=entry.etag, size_bytes=entry.size_bytes, source=reason
-    )
-
-
-def _plan_tiles(settings: Classify, card: Card) -> tuple[list[Unit], str, pa.Table]:
-    """Give each detection to the tile where it lies deepest inside; one unit a tile, capped in rows.
-
-    Returns units, type of the identifiers, and the detections in the order of the units.
-    """
-    assert settings.detections is not None
-    index = scan_tiles(settings.input, settings.zero_point)
-    if not index.tiles and not index.problems:
-        raise UsageError(f"{settings.input}: no FITS tiles there; check --input")
-    detections = read_detections(settings.detections, settings)
-    owner = np.full(len(detections), -1, np.int32)
-    placeable = detections.flags == 0
-    owner[placeable] = index.owners(detections.ra[placeable], detections.dec[placeable])[0]
-    flags = np.where(placeable & (owner < 0), Flag.OFF_TILE.bit, detections.flags).astype(np.int32)
-    group = owner.astype(np.int64)
-    group[owner < 0] = _off_tile_groups(detections.ra[owner < 0], detections.dec[owner < 0], flags[owner < 0])
-    order = np.argsort(group, kind="stable")
-    table = pa.table(
-        [
-            detections.object_id.take(pa.array(order)),
-            pa.array(detections.ra[order], from_pandas=True),
-            pa.array(detections.dec[order], from_pandas=True),
-            pa.array(flags[order]),
-        ],
-        schema=pa.schema([id_field(detections.object_id.type), RA, DEC, pa.field("flags", pa.int32())]),
-    )
-    units = list(_tile_units(settings, index, table, group[order], card))
-    for problem_url, reason in index.problems:
-        units.append(_unreadable(storage.StoredObject(problem_url, 0, ""), reason))
-    return units, str(detections.object_id.type), table
-
-
-def _off_tile_groups(ra: NDArray[np.float64], dec: NDArray[np.float64], flags: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Negative numbers, one for each cell of the sky: -1 without a position, below that -2 - cell; shape (N,)."""
-    group = np.full(len(ra), -1, np.int64)
-    placed = is_placed(ra, dec, flags)
-    group[placed] = -2 - sky_cells(ra[placed], dec[placed], OFF_TILE_ORDER)
-    return group
-
-
-def _tile_units(
-    settings: Classify, index: TileIndex, table: pa.Table, group: NDArray[np.int64], card: Card
-) -> Iterator[Unit]:
-    """One unit for each group of rows, capped in rows; `first_row` is that of `table`."""
-    present, begin = np.unique(group, return_index=True)
-    for number, first, last in zip(present, begin, [*begin[1:], len(group)], strict=True):
-        tile = index.tiles[number] if number >= 0 else None
-        source = (
-            json.dumps(
-                {
-                    "bands": {band: asdict(tile.bands[band]) for band in sorted(tile.bands) if band in card.bands},
-                    "problems": tile.problems,
-                }
-            )
-            if tile
-            else ""
-        )
-        for start in range(int(first), int(last), settings.unit_rows):
-            rows = min(settings.unit_rows, int(last) - start)
-            yield make_unit(
-                content=f"{start - first} {_digest(table.slice(start, rows))}",
-                kind=(UnitKind.TILE if tile else UnitKind.UNPLACED).value,
-                url="",
-                etag="",
-                size_bytes=sum(tile.bands[band].size_bytes for band in tile.bands if band in card.bands) if tile else 0,
-                first_row=start,
-                rows=rows,
-                tile=tile.tile_id if tile else "",
-                source=source,
-            )
-
-
-def _own_detections(
-    units: list[Unit], table: pa.Table, run: str, unit_rows: int
-) -> tuple[list[Unit], tuple[str, bytes]]:
-    """The rows of `units` as a table of the run, its address that of its content, and the units that point there."""
-    slices = [table.slice(unit.first_row, unit.rows) for unit in units if unit.kind != UnitKind.UNREADABLE]
-    sink = io.BytesIO()
-    own = pa.concat_tables([table.slice(0, 0), *slices])
-    pq.write_table(own, sink, compression="zstd", row_group_size=min(unit_rows, 100_000))
-    content = sink.getvalue()
-    url = storage.join(run, "detections", f"{hashlib.sha256(content).hexdigest()[:16]}.parquet")
-    pointing, first_row = [], 0
-    for unit in units:
-        of_table = unit.kind != UnitKind.UNREADABLE
-        pointing.append(replace(unit, url=url, first_row=first_row) if of_table else unit)
-        first_row += unit.rows if of_table else 0
-    return pointing, (url, content)
-
-
-def _digest(rows: pa.Table) -> str:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, rows.schema) as writer:
-        writer.write_table(rows.combine_chunks())
-    return hashlib.sha256(sink.getvalue()).hexdigest()
-
-
-def detections_of(unit: Unit) -> Detections:
-    """The detections of a tile's unit, from the run's plan."""
-    file = pq.ParquetFile(storage.open_arrow(unit.url))
-    table = read_rows(file, unit.first_row, unit.rows)
-    return Detections(
-        object_id=table["object_id"].combine_chunks(),
-        ra=np.array(table["ra"].to_numpy()),
-        dec=np.array(table["dec"].to_numpy()),
-        flags=table["flags"].to_numpy(),
     )

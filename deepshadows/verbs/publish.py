@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from itertools import chain
 
 from deepshadows import settings, storage
 from deepshadows.catalog import collection, hats_files, provenance
@@ -15,7 +16,7 @@ from deepshadows.catalog.collection import NewVersion
 from deepshadows.catalog.score_objects import ScoreSource, arrow_id_type
 from deepshadows.catalog.version_folder import table_name
 from deepshadows.outcomes import InputError, Summary
-from deepshadows.run.manifest import Manifest, read_manifest
+from deepshadows.run.manifest import Manifest, quarantined_units, read_manifest, score_objects
 from deepshadows.verbs.ray_session import ray_session
 from deepshadows.verbs.version_plan import plan_version
 from deepshadows.verbs.version_writing import Tally, new_version, write_files, write_version
@@ -50,8 +51,9 @@ def run(settings: settings.Publish) -> Summary:
 
 def _facts(url: str, manifest: Manifest) -> provenance.RunFacts:
     rows = {name: getattr(manifest, f"rows_{name}") for name in ("planned", "scored", "unscored", "quarantined")}
-    units = [storage.name_of(score.url).removesuffix(".parquet") for score in manifest.scores]
-    inventory = provenance.inventory_of([*units, *(quarantined.unit for quarantined in manifest.quarantined)])
+    scores = chain.from_iterable(score_objects(url, manifest))
+    units = (storage.name_of(score.url).removesuffix(".parquet") for score in scores)
+    inventory = provenance.inventory_of(chain(units, (bad.unit for bad in quarantined_units(url, manifest))))
     return provenance.RunFacts(
         url=url,
         run=manifest.run,
@@ -68,7 +70,7 @@ def _facts(url: str, manifest: Manifest) -> provenance.RunFacts:
 
 
 def _sources(facts: provenance.RunFacts, manifest: Manifest) -> Iterator[ScoreSource]:
-    for score in manifest.scores:
+    for score in chain.from_iterable(score_objects(facts.url, manifest)):
         if score.url.startswith("/") or "://" in score.url or ".." in score.url.split("/"):
             raise InputError(f"{facts.url}: its manifest names a score object outside the run: {score.url}")
         url = storage.join(facts.url, score.url)

@@ -24,10 +24,10 @@ from deepshadows.sky import stretch, surveys
 from deepshadows.sky.cutouts import Geometry, cut
 from deepshadows.sky.cuts import des_cuts
 from deepshadows.sky.extraction import detect
+from deepshadows.sky.footprints import unit_vectors
 from deepshadows.sky.matching import AMBIGUOUS, ARTIFACT, LSBG, label_by_truth
 from deepshadows.sky.shards import Cutouts, concatenate, write_shard
 from deepshadows.sky.simulation import as_tile, simulate_tile
-from deepshadows.sky.tile_index import unit_vectors
 from deepshadows.verbs.progress import track
 from deepshadows.verbs.tasks import in_order
 

@@ -32,7 +32,8 @@ from deepshadows.sky.row_groups import row_groups, streamed_row_groups
 from deepshadows.sky.shards import Cutouts, check_row_groups, cutouts_from_table, open_shard
 from deepshadows.sky.tiles import BandSource, TileFiles, read_tile
 from deepshadows.verbs import metrics
-from deepshadows.verbs.classify_plan import card_geometry, detections_of
+from deepshadows.verbs.classify_plan import card_geometry
+from deepshadows.verbs.plan_detections import detections_of
 
 QUEUED_PARTS = 3
 """Parts of about 1000 images (12 MB) that wait between reader and network: what bounds an actor's memory."""

@@ -29,7 +29,7 @@ from deepshadows.model.card import Card
 from deepshadows.model.checkpoint import save
 from deepshadows.model.network import DeepShadowsNet
 from deepshadows.model.scorer import load_scorer
-from deepshadows.run.manifest import read_manifest
+from deepshadows.run.manifest import read_manifest, score_objects
 from deepshadows.run.record import software_versions
 from deepshadows.sky.shards import Cutouts, write_shard
 from tests.seaweed import SeaweedFS
@@ -95,9 +95,8 @@ def _pss_bytes(process: psutil.Process) -> int:
 
 
 def all_logits(target: str) -> np.ndarray:
-    parts = [
-        pq.read_table(storage.open_arrow(storage.join(target, score.url))) for score in read_manifest(target).scores
-    ]
+    scored = [score for block in score_objects(target, read_manifest(target)) for score in block]
+    parts = [pq.read_table(storage.open_arrow(storage.join(target, score.url))) for score in scored]
     return pa.concat_tables(parts).sort_by("object_id")["logit"].to_numpy()
 
 

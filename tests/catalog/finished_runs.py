@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from deepshadows import storage
 from deepshadows.catalog.collection import read_pointer
-from deepshadows.run.manifest import Manifest, ScoreObject, manifest_url
+from deepshadows.run.manifest import Manifest, ScoreObject, manifest_url, write_score_parts
 from deepshadows.run.scores import score_table, score_url
 from deepshadows.schema import Flag, is_fatal
 
@@ -84,7 +84,7 @@ def write_run(url: str, tables: Sequence[pa.Table], *, name: str = "run", **chan
         "rows_quarantined": 0,
         "flag_counts": {},
         "seconds": 1.0,
-        "scores": scores,
+        "score_parts": write_score_parts(url, "test", scores),
         **changes,
     }
     storage.write(manifest_url(url), Manifest.model_validate(manifest).model_dump_json().encode())

@@ -22,7 +22,7 @@ from prometheus_client.samples import Sample
 from deepshadows import storage
 from deepshadows.catalog import collection
 from deepshadows.outcomes import ExitCode, Failure, UsageError
-from deepshadows.run.manifest import read_manifest
+from deepshadows.run.manifest import read_manifest, score_objects
 from deepshadows.sky.shards import split, write_shard
 from deepshadows.verbs import submit
 from tests.catalog.finished_runs import current_version, mixed_tables, write_run
@@ -86,7 +86,7 @@ def raw_job(head: RayHead, *words: str) -> None:
 
 
 def scores(run: str) -> pa.Table:
-    urls = [storage.join(run, score.url) for score in read_manifest(run).scores]
+    urls = [storage.join(run, score.url) for block in score_objects(run, read_manifest(run)) for score in block]
     table = pa.concat_tables(pq.read_table(storage.open_arrow(url)) for url in urls)
     return table.drop_columns(["unit", "run"]).sort_by("object_id")
 

@@ -17,8 +17,9 @@ import pytest
 
 from deepshadows import storage
 from deepshadows.outcomes import ExitCode, StorageError
-from deepshadows.run.manifest import read_manifest
-from deepshadows.run.units import planned_rows
+from deepshadows.run.manifest import read_manifest, score_objects
+from deepshadows.run.plan import Plan
+from deepshadows.run.record import read_record
 from deepshadows.sky.shards import split, write_shard
 from tests.faults.proxy import Proxy
 from tests.faults.ray_nodes import RayNodes
@@ -81,13 +82,14 @@ def count_scores(target: str) -> int:
 def catalogue(target: str) -> pa.Table:
     """What readers of a finished run see, sorted; each planned row once, and the books in order."""
     manifest = read_manifest(target)
-    planned = planned_rows(target, manifest.run)
-    assert sum(planned.values()) == manifest.rows_planned
-    units = [storage.name_of(score.url).removesuffix(".parquet") for score in manifest.scores]
-    assert sorted(units) == sorted(planned)
-    table = pa.concat_tables(
-        pq.read_table(storage.open_arrow(storage.join(target, score.url))) for score in manifest.scores
-    )
+    record = read_record(target)
+    assert record is not None
+    planned = list(Plan(target, record))
+    assert sum(unit.rows for unit in planned) == manifest.rows_planned
+    urls = [score.url for block in score_objects(target, manifest) for score in block]
+    units = [storage.name_of(url).removesuffix(".parquet") for url in urls]
+    assert sorted(units) == sorted(unit.unit for unit in planned)
+    table = pa.concat_tables(pq.read_table(storage.open_arrow(storage.join(target, url))) for url in urls)
     assert len(set(table["object_id"].to_pylist())) == table.num_rows == manifest.rows_planned
     return table.sort_by("object_id").drop_columns(["run", "unit"])
 

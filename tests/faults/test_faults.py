@@ -17,7 +17,7 @@ from deepshadows import storage
 from deepshadows.catalog import collection
 from deepshadows.outcomes import ExitCode
 from deepshadows.run.lease import TTL_S
-from deepshadows.run.manifest import read_manifest
+from deepshadows.run.manifest import quarantined_units, read_manifest
 from deepshadows.sky.shards import write_shard
 from tests.end_to_end.ray_head import RayHead
 from tests.faults.conftest import BUCKET, ROWS, UNIT_ROWS, UNITS, Driver, Place, catalogue, count_scores
@@ -159,7 +159,7 @@ def test_a_shard_that_is_replaced_during_the_run_is_refused(place: Place, target
         storage.write(url, original)
     assert record["exit_code"] == ExitCode.EXCEPTIONS, driver.log
     assert (record["rows_scored"], record["rows_quarantined"]) == (ROWS - UNIT_ROWS, UNIT_ROWS)
-    (refused,) = read_manifest(target).quarantined
+    (refused,) = quarantined_units(target, read_manifest(target))
     assert "changed since the run was planned" in refused.reason
 
 

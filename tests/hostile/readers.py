@@ -21,10 +21,12 @@ from deepshadows.model import checkpoint, shipped, uncertainty
 from deepshadows.model.card import Card, read_card
 from deepshadows.model.training_state import Epoch, State, read_state, write_state
 from deepshadows.model.uncertainty import Uncertainty
+from deepshadows.run import plan as run_plan
+from deepshadows.run.journal import Journal, known_receipts
 from deepshadows.run.manifest import Manifest, read_manifest
 from deepshadows.run.record import RunRecord, read_record
-from deepshadows.run.scores import commit, read_receipts
-from deepshadows.run.units import Unit, planned_rows
+from deepshadows.run.scores import LISTING_SCHEMA, Receipt, commit, read_receipts
+from deepshadows.run.units import Unit, make_unit
 from deepshadows.settings import Columns, Recipe, parse_toml
 from deepshadows.sky.cutouts import Geometry
 from deepshadows.sky.detections import Detections, read_detections
@@ -108,11 +110,28 @@ def _manifest(folder: Path) -> bytes:
     return (folder / "manifest.json").read_bytes()
 
 
+UNIT = "0" * 32
+LISTED = pa.table([[UNIT], [1], ["e"], [0.0]], schema=LISTING_SCHEMA)
+PLANNED = RunRecord(
+    run="r", fingerprint="f", inventory="i", plan_parts=1, settings={"a": 1}, checkpoint={}, preprocessing={},
+    id_type="int64", units_planned=2, rows_planned=2, versions={"ray": "2"},
+)  # fmt: skip
+
+
 def _record(folder: Path) -> bytes:
-    return RunRecord(
-        run="x", fingerprint="f", settings={"a": 1}, checkpoint={}, preprocessing={}, id_type="int64", units_planned=5,
-        rows_planned=500, versions={"ray": "2"},
-    ).model_dump_json().encode()  # fmt: skip
+    return PLANNED.model_dump_json().encode()
+
+
+def _plan(folder: Path) -> bytes:
+    units = (make_unit(kind="shard", url=url, etag="", size_bytes=1, rows=1) for url in "ab")
+    run_plan.Draft(units).write(str(folder), "r")
+    return (folder / "units" / "r-00000.parquet").read_bytes()
+
+
+def _journal(folder: Path) -> bytes:
+    with Journal(str(folder), "fingerprint", "driver") as journal:
+        journal.add(Receipt(unit=UNIT, rows=1, scored=1, size_bytes=1, etag="e"))
+    return (folder / "journal" / "driver-00000.parquet").read_bytes()
 
 
 def _shipped(name: str) -> Callable[[Path], bytes]:
@@ -194,10 +213,12 @@ def _readers() -> Iterator[tuple[str, Reader]]:
         yield name.rpartition(".")[0], Reader(file=name, good=_shipped(name), read=look, kind=kind, put=put)
     yield "manifest", Reader(file="manifest.json", good=_manifest, read=lambda f: read_manifest(str(f)), kind=Manifest)
     yield "record", Reader(file="run.json", good=_record, read=lambda f: read_record(str(f)), kind=RunRecord)
-    rows = _parquet(unit=["a", "b"], rows=[1, 2])
-    yield "plan", Reader(file="units/a-0.parquet", good=rows, read=lambda f: planned_rows(str(f), "a"), kind=dict)
-    receipts = lambda f: read_receipts({"u": storage.stat(str(f / "s.parquet"))}, "fingerprint")  # noqa: E731
-    yield "scores", Reader(file="s.parquet", good=_score_object, read=receipts, kind=list)
+    plan = lambda f: list(run_plan.Plan(str(f), PLANNED))  # noqa: E731
+    yield "plan", Reader(file="units/r-00000.parquet", good=_plan, read=plan, kind=list)
+    receipts = lambda f: list(read_receipts(str(f), [UNIT], "fingerprint"))  # noqa: E731
+    yield "scores", Reader(file=f"scores/00/{UNIT}.parquet", good=_score_object, read=receipts, kind=list)
+    journal = lambda f: known_receipts(str(f), "fingerprint", LISTED)  # noqa: E731
+    yield "journal", Reader(file="journal/driver-00000.parquet", good=_journal, read=journal, kind=pa.Table)
     pointer = lambda f: read_pointer(str(f))  # noqa: E731
     yield "pointer", Reader(file="collection.properties", good=_pointer, read=pointer, kind=Pointer)
     yield (

@@ -1,17 +1,13 @@
-"""Units: every row in exactly one, ids that follow the content, a plan that survives its files."""
+"""Units: every row in exactly one, ids that follow the content, a size that is set or derived."""
 
 from __future__ import annotations
 
-import io
-
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepshadows import storage
 from deepshadows.outcomes import InputError
-from deepshadows.run.units import UNIT_SCHEMA, Unit, UnitKind, fingerprint, make_unit, shard_units, write_plan
+from deepshadows.run.units import UnitKind, make_unit, shard_units, unit_size_rows
 from deepshadows.storage import StoredObject
 
 SHARD = StoredObject("/data/a.parquet", 1000, '"abc"')
@@ -44,19 +40,10 @@ def test_the_id_follows_the_content() -> None:
     assert first.unit == second.unit, "where a run keeps its copy of the detections does not matter"
 
 
-def test_the_fingerprint_follows_settings_weights_and_inventory_but_not_order() -> None:
-    units = [make_unit(kind="shard", url=f"/{n}", etag="", size_bytes=1) for n in range(3)]
-    base = fingerprint({"a": 1}, "sha", units)
-    assert fingerprint({"a": 1}, "sha", units[::-1]) == base
-    assert len({base, fingerprint({"a": 2}, "sha", units), fingerprint({"a": 1}, "other", units)}) == 3
-    assert fingerprint({"a": 1}, "sha", units[:2]) != base
-
-
-def test_the_plan_survives_its_files(place: str) -> None:
-    units = [make_unit(kind="shard", url=f"s3://b/ü {n}.parquet", etag="e", size_bytes=n, rows=n) for n in range(20)]
-    write_plan(place, "a", units)
-    write_plan(place, "b", units[:3])
-    (entry,) = [entry for entry in storage.list_objects(f"{place}/units") if storage.name_of(entry.url)[0] == "a"]
-    table = pq.read_table(io.BytesIO(storage.read(entry.url)))
-    assert table.schema.equals(UNIT_SCHEMA)
-    assert [Unit(**row) for row in table.to_pylist()] == units
+def test_the_size_of_a_unit_is_what_is_set_or_twenty_thousand_until_that_makes_a_million() -> None:
+    assert unit_size_rows(None, None, 10**10) == 20_000
+    assert unit_size_rows(None, None, 10**11) == 100_000
+    assert unit_size_rows(None, None, 10**10, 100_000) == 100_000
+    assert unit_size_rows(300, None, 10**11) == 300
+    assert unit_size_rows(None, 12, 10**11) == 1024
+    assert unit_size_rows(300, 12, 0) == 300

@@ -23,7 +23,7 @@ from deepshadows.model.card import Evaluation, read_card
 from deepshadows.model.scorer import load_scorer
 from deepshadows.outcomes import ExitCode, HeldError, InputError, Summary, UsageError
 from deepshadows.run.lease import Lease
-from deepshadows.run.manifest import read_manifest
+from deepshadows.run.manifest import quarantined_units, read_manifest, score_objects
 from deepshadows.schema import Flag, score_schema
 from deepshadows.settings import Classify
 from deepshadows.sky.cutouts import Geometry, cut
@@ -46,8 +46,8 @@ def run(checkpoint: str, source: str, output: str, **flags: Any) -> Summary:
 
 def scores(run_url: str) -> pa.Table:
     """All rows of a finished run, sorted by identifier."""
-    manifest = read_manifest(run_url)
-    parts = [pq.read_table(storage.open_arrow(storage.join(run_url, score.url))) for score in manifest.scores]
+    scored = [score for block in score_objects(run_url, read_manifest(run_url)) for score in block]
+    parts = [pq.read_table(storage.open_arrow(storage.join(run_url, score.url))) for score in scored]
     return pa.concat_tables(parts).sort_by("object_id")
 
 
@@ -173,7 +173,8 @@ def test_an_unreadable_band_quarantines_its_tile(checkpoint: str, tmp_path: Path
     )
     assert summary.exit_code == ExitCode.EXCEPTIONS
     assert (summary.figures["rows_planned"], summary.figures["rows_quarantined"]) == (1, 1)
-    assert "A_r.fits" in read_manifest(str(tmp_path / "run")).quarantined[0].reason
+    target = str(tmp_path / "run")
+    assert "A_r.fits" in next(quarantined_units(target, read_manifest(target))).reason
 
 
 def test_a_store_that_stops_answering_stops_the_run_and_quarantines_nothing(
@@ -216,7 +217,7 @@ def test_an_empty_catalogue_is_a_finished_run(checkpoint: str, tmp_path: Path) -
     summary = run(checkpoint, str(tmp_path / "tiles"), str(tmp_path / "run"), detections=str(tmp_path / "d.parquet"))
     assert summary.exit_code == ExitCode.DONE
     assert summary.figures["rows_planned"] == 0
-    assert read_manifest(str(tmp_path / "run")).scores == ()
+    assert read_manifest(str(tmp_path / "run")).score_parts == ()
 
 
 def test_a_finished_run_is_not_done_again_and_another_input_is_refused(checkpoint: str, tmp_path: Path) -> None:

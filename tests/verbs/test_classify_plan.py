@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pyarrow.parquet as pq
 
 from deepshadows.run.units import Unit, UnitKind
 from deepshadows.settings import Classify
-from deepshadows.verbs.classify_plan import Earlier, Planned, detections_of, plan
+from deepshadows.verbs.classify_plan import Earlier, Planned, plan
+from deepshadows.verbs.plan_detections import detections_of
 from tests.sky.test_shards import cutouts_of
 from tests.sky.tile_files import write_tile
 from tests.verbs.test_classify import write_shards
@@ -23,7 +25,7 @@ def planned(folder: Path, run: str, checkpoint: str, earlier: Earlier | None = N
     return plan(settings, settings.output, earlier)
 
 
-def names(units: list[Unit]) -> set[str]:
+def names(units: Iterable[Unit]) -> set[str]:
     return {unit.unit for unit in units}
 
 

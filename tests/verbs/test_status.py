@@ -56,15 +56,16 @@ def test_done_left_and_quarantined_add_up(checkpoint: str, place: str) -> None:
 
 def test_the_rate_is_that_of_the_store_s_times(tmp_path: Path) -> None:
     """Three units of 100 rows, 10 and 20 s after the first: 200 rows in 20 s; an hour before does not count."""
+    from deepshadows.run.plan import Draft
     from deepshadows.run.record import RunRecord
-    from deepshadows.run.units import make_unit, write_plan
+    from deepshadows.run.units import make_unit
 
     units = [make_unit(kind="shard", url=f"{n}", etag="", size_bytes=1, rows=100) for n in range(5)]
     run = str(tmp_path)
-    write_plan(run, "x", units)
+    Draft(units).write(run, "x")
     record = RunRecord(
-        run="x", fingerprint="f", settings={}, checkpoint={}, preprocessing={}, id_type="int64", units_planned=5,
-        rows_planned=500, versions={},
+        run="x", fingerprint="f", inventory="i", plan_parts=1, settings={}, checkpoint={}, preprocessing={},
+        id_type="int64", units_planned=5, rows_planned=500, versions={},
     )  # fmt: skip
     (tmp_path / "run.json").write_text(record.model_dump_json())
     for unit, at in zip(units, (0, 3600, 3610, 3620), strict=False):

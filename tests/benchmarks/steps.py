@@ -1,0 +1,43 @@
+"""Steps of a benchmark in processes of their own, so that memory and caches of one do not count for the next."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+Step = Callable[[Path], Mapping[str, Any]]
+
+
+def run_step(module: str, name: str, folder: Path) -> dict[str, Any]:
+    """What a step returns, with `seconds` (unless it says so itself) and `peak_gib` of its process."""
+    command = [sys.executable, "-m", module, "--step", name, "--folder", str(folder)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(f"{name}: {found}", flush=True)
+    return found
+
+
+def step_or_whole(steps: Mapping[str, Step], whole: Callable[[Path], None]) -> None:
+    """The command line of a benchmark: all of it, or one step of it for `run_step`."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--step", choices=list(steps))
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="scratch folder; what is prepared there is used again"
+    )
+    wanted = parser.parse_args()
+    wanted.folder.mkdir(parents=True, exist_ok=True)
+    if wanted.step is None:
+        whole(wanted.folder)
+        return
+    began = time.perf_counter()
+    found = dict(steps[wanted.step](wanted.folder))
+    found.setdefault("seconds", round(time.perf_counter() - began, 2))
+    found["peak_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    print(json.dumps(found))

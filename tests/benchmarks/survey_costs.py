@@ -1,0 +1,110 @@
+"""What a billion detections cost: hours, bytes and requests for two surveys, from what the benchmarks measured.
+
+    python -m tests.benchmarks.survey_costs [--readme]
+
+Rates come from figures.json, never from here; what is not in it is said not to be measured. `--readme` puts the table
+into the README between its two markers. A tile costs CPU time for its pixels and for each detection (a line through the
+measured times of one tile with few and with many); the scorer's time is that of its rate alone on the cores it had.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepshadows.run.units import TILE_UNIT_ROWS
+from tests.benchmarks.results import read_figures
+
+README = Path(__file__).parents[2] / "README.md"
+BEGIN, END = (
+    "<!-- survey costs: python -m tests.benchmarks.survey_costs --readme -->\n",
+    "<!-- end of survey costs -->\n",
+)
+BILLION = 10**9
+NOT_MEASURED = "not measured"
+Figures = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What a survey's tiles hold."""
+
+    name: str
+    tile_pix: int
+    bands: int
+    tile_band_mb: float
+    """Compressed."""
+    detections_per_tile: int
+
+
+SURVEYS = (
+    # 10,169 tiles of 10,000 pixels and 700 million objects (Y6); fpack takes about a byte a pixel
+    Survey(name="DES-like", tile_pix=10_000, bands=3, tile_band_mb=100.0, detections_per_tile=69_000),
+    # patches of 0.19 degrees at 0.2 arcsec; 20 billion objects on 18,000 square degrees
+    Survey(name="LSST-like", tile_pix=3_400, bands=3, tile_band_mb=12.0, detections_per_tile=40_000),
+)
+
+
+def tile_cpu_s(figures: Figures, survey: Survey) -> float | None:
+    """CPU seconds to open one tile and cut its detections."""
+    measured = figures.get("cutouts_rates", {})
+    few, many = (measured.get(f"fpack S3 {count}") for count in (1_000, 20_000))
+    pixels = figures.get("cutouts_rates", {}).get("tile_pixels")
+    if not few or not many or not pixels:
+        return None
+    each_s = (many["cpu_seconds"] - few["cpu_seconds"]) / 19_000
+    opening_s = few["cpu_seconds"] - 1_000 * each_s
+    return float(opening_s * survey.bands * survey.tile_pix**2 / pixels + each_s * survey.detections_per_tile)
+
+
+def costs(figures: Figures, survey: Survey) -> dict[str, str]:
+    """The row of a survey."""
+    tiles = BILLION / survey.detections_per_tile
+    units = tiles * -(-survey.detections_per_tile // TILE_UNIT_ROWS)
+    requests, scorer, gpu = (figures.get(name, {}) for name in ("requests", "scorer", "scorer_gpu"))
+    cut_s = tile_cpu_s(figures, survey)
+    row = {"survey": survey.name, "tiles": f"{tiles:,.0f}", "units": f"{units:,.0f}"}
+    row["CPU-hours to cut"] = NOT_MEASURED if cut_s is None else f"{tiles * cut_s / 3600:,.0f}"
+    row["CPU-hours to score"] = NOT_MEASURED
+    if scorer:
+        row["CPU-hours to score"] = f"{BILLION / scorer['fast_images_per_s'] * scorer['cores'] / 3600:,.0f}"
+    row["GPU-hours"] = f"{BILLION / gpu['images_per_s'] / 3600:,.1f} ({gpu['device']})" if gpu else NOT_MEASURED
+    if requests:
+        reread = units / tiles  # each unit of a tile opens it
+        read_tb = tiles * reread * survey.bands * survey.tile_band_mb / 1e6
+        written_tb = BILLION * requests["score_bytes_per_row"] / 1e12
+        per_tile = survey.bands * (requests["header_requests_per_file"] + reread * requests["tile_requests_per_file"])
+        row["TB read, written"] = f"{read_tb:,.1f}, {written_tb:,.2f}"
+        row["S3 requests"] = f"{(tiles * per_tile + units * requests['unit_requests']) / 1e6:,.2f} M"
+    else:
+        row["TB read, written"] = row["S3 requests"] = NOT_MEASURED
+    return row
+
+
+def table(figures: Figures) -> list[str]:
+    rows = [costs(figures, survey) for survey in SURVEYS]
+    names = list(rows[0])
+    lines = ["| a billion detections | " + " | ".join(names[1:]) + " |", "|---" * len(names) + "|"]
+    return [*lines, *("| " + " | ".join(row.values()) + " |" for row in rows)]
+
+
+def with_table(readme: str, lines: list[str]) -> str:
+    """The README with the lines between its markers."""
+    before, rest = readme.split(BEGIN)
+    return before + BEGIN + "\n".join(lines) + "\n" + END + rest.split(END)[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--readme", action="store_true")
+    lines = table(read_figures())
+    print("\n".join(lines))
+    if parser.parse_args().readme:
+        README.write_text(with_table(README.read_text(), lines))
+
+
+if __name__ == "__main__":
+    main()

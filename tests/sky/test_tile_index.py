@@ -1,0 +1,88 @@
+"""The scan of headers: by ranges, never the pixels, and going on where it was broken off."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deepshadows import storage
+from deepshadows.outcomes import StorageError
+from deepshadows.sky import tile_index
+from deepshadows.sky.tile_index import scan_tiles
+from tests.sky.tile_files import noise, tan_wcs, write_band, write_tile
+
+
+class Reads:
+    """Counts the range reads of each object."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.requests: Counter[str] = Counter()
+        self.size_bytes: Counter[str] = Counter()
+        self.fail_after = 10**9
+        real = storage.read_ranges
+
+        def read_ranges(url: str, starts: list[int], ends: list[int]) -> list[bytes]:
+            if len(self.requests) >= self.fail_after and url not in self.requests:
+                raise StorageError(f"{url}: the store has gone")
+            self.requests[url] += 1
+            self.size_bytes[url] += sum(ends) - sum(starts)
+            return real(url, starts, ends)
+
+        monkeypatch.setattr(storage, "read_ranges", read_ranges)
+
+
+@pytest.mark.parametrize("suffix", [".fits", ".fits.fz"])
+def test_headers_are_read_by_ranges_and_pixels_are_not(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """12 MB with three HDUs cost a request each: science with the primary's header, weight, mask."""
+    shape = (1000, 1000)
+    path = tmp_path / f"T_g{suffix}"
+    planes = {"weight": noise(shape, 2) ** 2 + 1, "mask": np.random.default_rng(3).integers(0, 2**30, shape, np.int32)}
+    write_band(path, noise(shape, 1), wcs=tan_wcs(shape), compressed="fz" in suffix, **planes)
+    url = f"{bucket}/{path.name}"
+    storage.write(url, path.read_bytes())
+    reads = Reads(monkeypatch)
+    index = scan_tiles(bucket)
+    assert index.tiles[0].bands["g"].mask_hdu == 3
+    assert path.stat().st_size > 8e6
+    assert reads.requests[url] <= 4
+    assert reads.size_bytes[url] <= 4 * 32 * 1024
+
+
+def test_a_scan_that_was_broken_off_goes_on(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tile_index, "FILES_PER_PART", 3)
+    monkeypatch.setattr(tile_index, "SCAN_THREADS", 1)
+    for number in range(4):
+        write_tile(tmp_path, f"T{number}", (20, 20), ra=30 + number)
+    (tmp_path / "T9_g.fits").write_bytes(b"no FITS")
+    for path in tmp_path.iterdir():
+        storage.write(f"{place}/tiles/{path.name}", path.read_bytes())
+    whole = scan_tiles(f"{place}/tiles")
+    reads = Reads(monkeypatch)
+    reads.fail_after = 7
+    with pytest.raises(StorageError, match="has gone"):
+        scan_tiles(f"{place}/tiles", journal=f"{place}/journal")
+    assert len(storage.list_objects(f"{place}/journal")) == 2
+    reads.fail_after = 10**9
+    reads.requests.clear()
+    assert scan_tiles(f"{place}/tiles", journal=f"{place}/journal") == whole
+    assert len(reads.requests) == 13 - 6
+    reads.requests.clear()
+    assert scan_tiles(f"{place}/tiles", journal=f"{place}/journal") == whole
+    assert len(reads.requests) == 1, "a last part that is not full is not kept"
+
+
+def test_a_file_that_has_changed_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tile_index, "FILES_PER_PART", 3)
+    write_tile(tmp_path / "tiles", shape=(20, 20))
+    journal = str(tmp_path / "journal")
+    scan_tiles(str(tmp_path / "tiles"), journal=journal)
+    (tmp_path / "tiles" / "T1_r.fits").unlink()
+    write_tile(tmp_path / "tiles", shape=(30, 30), bands="r")
+    index = scan_tiles(str(tmp_path / "tiles"), journal=journal)
+    assert index.tiles[0].bands["r"].shape == (30, 30)
+    assert scan_tiles(str(tmp_path / "tiles"), zero_point=25.0, journal=journal).tiles == index.tiles

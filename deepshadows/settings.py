@@ -17,6 +17,10 @@ from deepshadows.outcomes import UsageError
 
 Precision = Literal["exact", "fast"]
 Survey = Literal["des", "hsc"]
+TileSurvey = Literal["des", "legacy", "hsc", "kids", "panstarrs", "sdss", "rubin"]
+"""Surveys whose tiles are known by name; see `sky.presets`."""
+ImageForm = Literal["auto", "npz", "npy", "pictures", "fits", "webdataset", "hdf5", "parquet"]
+"""What finished images come as; see `sky.image_sources`."""
 ExperimentName = Literal["baselines", "splits", "label_noise", "transfer", "three_classes", "grad_cam", "real_features"]
 Trainable = Literal["all", "head", "last_block", "output"]
 """Layers that learn: all; the two dense ones; these and the last convolution with its batch norm; or the last alone, by
@@ -126,6 +130,9 @@ class TileReading(Settings):
     """How FITS tiles are to be understood where their headers do not say."""
 
     zero_point: float | None = Field(None, description="Magnitude zero point, where headers state none.")
+    survey: TileSurvey | None = Field(
+        None, description="Survey of the tiles: its file names, filters, zero point and pixel scale."
+    )
 
 
 class Detect(Cluster, TileReading):
@@ -149,10 +156,34 @@ class Columns(Settings):
     dec_column: str = Field("dec", description="Column of declination, ICRS degrees.")
 
 
-class Cutouts(Cluster, Columns, TileReading):
-    """Turn tiles and detections, or npz files, into cut-out shards; with a truth table, labelled ones."""
+class ImageReading(Settings):
+    """How finished images are to be understood: what they are, and what their files do not say."""
 
-    input: str = Field(description="Folder of FITS tiles, or an .npz file or folder of them.", json_schema_extra=PATH)
+    form: ImageForm = Field("auto", description="What the images come as; auto goes by the suffix of the files.")
+    fov_arcsec: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Field of view of images whose files state none."
+    )
+    stretch: str = Field("des-1", description="Stretch: that of finished colour images, or to be given to fluxes.")
+    bands: Annotated[str, Field(pattern="^[griz]{3}$")] = Field(
+        "grz", description="Bands; the reddest is the red channel."
+    )
+    image_column: str = Field("image", description="Column, or HDF5 dataset, of the images.")
+    label_column: str = Field("label", description="Column of the label.")
+    lsbg_class: tuple[str, ...] = Field(
+        ("1", "lsbg", "lsbgs"), description="Label or folder that means LSBG; may be repeated."
+    )
+    artifact_class: tuple[str, ...] = Field(
+        ("0", "artifact", "artifacts"), description="Label or folder that means artifact; may be repeated."
+    )
+
+
+class Cutouts(Cluster, Columns, TileReading, ImageReading):
+    """Turn tiles and detections, or images as users have them, into cut-out shards; a truth table gives labels."""
+
+    input: str = Field(
+        description="Folder of FITS tiles; or images: npz, npy, JPEG, PNG or FITS folders, tar, HDF5, Parquet.",
+        json_schema_extra=PATH,
+    )
     detections: str | None = Field(
         None, description="Detections to cut from tiles (Parquet, FITS or CSV).", json_schema_extra=PATH
     )

@@ -156,6 +156,18 @@ def read_ranges(url: str, starts: Sequence[int], ends: Sequence[int]) -> list[by
         return [part.to_bytes() for part in obstore.get_ranges(store, key, starts=starts, ends=ends)]
 
 
+def read_range(url: str, start: int, end: int) -> memoryview:
+    """Bytes [start, end); fewer are an `InputError`. Not copied: the store's own buffer."""
+    store, key = _locate(url)
+    if end <= start:
+        return memoryview(b"")
+    with _translated(url, "reading"):
+        data = memoryview(obstore.get_range(store, key, start=start, end=end))
+    if len(data) != end - start:
+        raise InputError(f"{url}: ends {end - start - len(data)} bytes early: truncated or damaged")
+    return data
+
+
 class ByteStream:
     """Bytes [start, end) of an object as they come, in one request; taken in order, each copied once.
 

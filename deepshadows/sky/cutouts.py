@@ -7,31 +7,22 @@ how many others are cut; all other scales are resampled, area-weighted when shri
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from deepshadows.schema import Flag
+from deepshadows.sky.binning import BinnedCutouts, Look, reflect
+from deepshadows.sky.resampling import one_blas_thread, resampled_cutouts, resampling_weights
 from deepshadows.sky.stretch import Stretch
-from deepshadows.sky.tiles import Tile
+from deepshadows.sky.tile_rows import Source
 
 NATIVE_SCALE_ARCSEC = 0.262
 SCALE_TOLERANCE = 0.01
 METHOD = "bin2-mean or area/linear, north up, east left, version 1"
 """Recorded with every run: another method gives other pixels."""
-
-_SOME_MASKED, _SATURATED = 64, 128  # bits of the status plane; bit b (< 6) says that channel b has no valid pixel
-_DENSE_SHARE = 0.5
-_CHUNK = 512
-_ONE_LIMIT = threading.Lock()
-"""The number of BLAS threads belongs to the process: whoever changes it must be alone in putting it back."""
-_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,23 +47,45 @@ class Stack:
     flags: NDArray[np.int32]
 
 
-def cut(tile: Tile, ra: NDArray[np.float64], dec: NDArray[np.float64], geometry: Geometry) -> Stack:
-    """Cut the field around each position.
+def cut(tile: Source, ra: NDArray[np.float64], dec: NDArray[np.float64], geometry: Geometry) -> Stack:
+    """Cut the field around each position; see `cut_parts`."""
+    return next(cut_parts(tile, ra, dec, geometry, rows=max(len(ra), 1)))
+
+
+def cut_parts(
+    tile: Source,
+    ra: NDArray[np.float64],
+    dec: NDArray[np.float64],
+    geometry: Geometry,
+    *,
+    rows: int,
+    threads: int = 1,
+) -> Iterator[Stack]:
+    """Cut the field around each position, a part of the positions at a time; the tile is read once.
 
     Parameters
     ----------
-    tile : Tile
+    tile : Source
         Holds `geometry.bands`, in that order.
     ra, dec : float64 (N,)
         ICRS degrees, finite.
     geometry : Geometry
         Side, field, bands and stretch of the network.
+    rows : int
+        Most positions of a part.
+    threads : int
+        Parts of the tile that are read and binned at one time.
 
-    Returns
-    -------
+    Yields
+    ------
     Stack
         A field that reaches over the tile's edge is edge-reflected (PARTIAL_FIELD); masked pixels are blank sky
-        (SOME_MASKED, ALL_MASKED); a position off the tile is OFF_TILE, its image blank.
+        (SOME_MASKED, ALL_MASKED); a position off the tile is OFF_TILE, its image blank. One empty stack of none.
+
+    Raises
+    ------
+    InputError
+        Rows of the tile are damaged.
     """
     if tile.bands != geometry.bands:
         raise ValueError(f"tile has bands {tile.bands}, the network takes {geometry.bands}")
@@ -80,25 +93,39 @@ def cut(tile: Tile, ra: NDArray[np.float64], dec: NDArray[np.float64], geometry:
     height, width = tile.shape
     inside = np.isfinite(x) & np.isfinite(y)
     inside &= (x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5)
-    images = np.zeros((len(ra), geometry.size_pix, geometry.size_pix, len(geometry.bands)), np.uint8)
-    flags = np.full(len(ra), Flag.OFF_TILE.bit, dtype=np.int32)
-    if inside.any():
-        edges = x[inside] + 0.5, y[inside] + 0.5
-        native = is_native(tile.pixel_scale_arcsec, geometry)
-        images[inside], flags[inside] = (_cut_binned if native else _cut_resampled)(tile, *edges, geometry)
-    images = _as_seen(images, tile)
-    images[(flags & (Flag.OFF_TILE.bit | Flag.ALL_MASKED.bit)) != 0] = 0
-    return Stack(images, flags)
+    edges = x[inside] + 0.5, y[inside] + 0.5
+    matrix = tile.wcs.pixel_scale_matrix  # row 0 is north and column 0 east, as in pictures of the sky; rotations stay
+    look = Look(geometry.stretch, geometry.bands, flip_rows=matrix[1, 1] > 0, flip_columns=matrix[0, 0] > 0)
+    take = _cutter(tile, *edges, geometry, look, threads) if inside.any() else None
+    size = geometry.size_pix
+    before = np.concatenate([[0], np.cumsum(inside)])
+    for start in range(0, max(len(ra), 1), rows):
+        part = slice(start, min(start + rows, len(ra)))
+        among = slice(int(before[part.start]), int(before[part.stop]))
+        if take is not None and inside[part].all():
+            images, flags = take(among)
+        else:
+            images = np.zeros((part.stop - part.start, size, size, len(geometry.bands)), np.uint8)
+            flags = np.full(len(images), Flag.OFF_TILE.bit, np.int32)
+            if take is not None:
+                images[inside[part]], flags[inside[part]] = take(among)
+        images[(flags & (Flag.OFF_TILE.bit | Flag.ALL_MASKED.bit)) != 0] = 0
+        yield Stack(images, flags)
 
 
-def _as_seen(images: NDArray[np.uint8], tile: Tile) -> NDArray[np.uint8]:
-    """Mirror so that north is up (row 0) and east is left, as pictures of the sky are; rotations stay."""
-    matrix = tile.wcs.pixel_scale_matrix
-    if matrix[1, 1] > 0:  # dec grows with the row
-        images = images[:, ::-1]
-    if matrix[0, 0] > 0:  # ra grows with the column
-        images = images[:, :, ::-1]
-    return np.ascontiguousarray(images)
+def _cutter(
+    tile: Source,
+    x_edge: NDArray[np.float64],
+    y_edge: NDArray[np.float64],
+    geometry: Geometry,
+    look: Look,
+    threads: int,
+) -> Callable[[slice], tuple[NDArray[np.uint8], NDArray[np.int32]]]:
+    """What gives images and flags of some of the positions, all inside the tile."""
+    if is_native(tile.pixel_scale_arcsec, geometry):
+        return BinnedCutouts(tile, x_edge, y_edge, geometry.size_pix, look, threads).take
+    images, flags = resampled_cutouts(tile, x_edge, y_edge, geometry.size_pix, geometry.pitch_arcsec, look, threads)
+    return lambda part: (images[part], flags[part])
 
 
 def is_native(pixel_scale_arcsec: float, geometry: Geometry) -> bool:
@@ -110,150 +137,6 @@ def is_native(pixel_scale_arcsec: float, geometry: Geometry) -> bool:
 def same_scale(one: float, other: float, tolerance: float = SCALE_TOLERANCE) -> bool:
     """Whether two pixel scales or fields are so alike, within 1 %, that nothing is resampled for the difference."""
     return abs(one / other - 1) <= tolerance
-
-
-def _sum2x2(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Sum over 2x2 blocks of the last two axes, always in the same order, so that bits repeat."""
-    return (values[..., ::2, ::2] + values[..., ::2, 1::2]) + (values[..., 1::2, ::2] + values[..., 1::2, 1::2])
-
-
-def _binned(
-    flux: NDArray[np.float32], valid: NDArray[np.bool_], saturated: NDArray[np.bool_], geometry: Geometry
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Bin and stretch (..., B, 2H, 2W) to colours (..., H, W, B) and a status plane (..., H, W)."""
-    count = _sum2x2(valid.astype(np.float32))
-    mean = (_sum2x2(flux) / np.maximum(count, np.float32(1))).astype(np.float32, copy=False)
-    colours = geometry.stretch.apply(np.moveaxis(mean, -3, -1), geometry.bands)
-    status = np.where((count < 4).any(-3), np.uint8(_SOME_MASKED), np.uint8(0))
-    for channel in range(count.shape[-3]):
-        status |= np.where(count[..., channel, :, :] == 0, np.uint8(1 << channel), np.uint8(0))
-    any_saturated = _sum2x2(np.asarray(saturated.any(-3)).astype(np.float32)) > 0
-    return colours, np.where(any_saturated, status | np.uint8(_SATURATED), status)
-
-
-def _cut_binned(
-    tile: Tile, x_edge: NDArray[np.float64], y_edge: NDArray[np.float64], geometry: Geometry
-) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """2x2 binning; whole tile first where cut-outs cover much of it, else each field alone: same pixels."""
-    size = geometry.size_pix
-    height, width = tile.shape
-    flux, valid, saturated = _even(tile.flux), _even(tile.valid), _even(tile.saturated)
-    binned_height, binned_width = flux.shape[1] // 2, flux.shape[2] // 2
-    left = np.rint(x_edge / 2 - size / 2).astype(np.int64)
-    top = np.rint(y_edge / 2 - size / 2).astype(np.int64)
-    partial = (left < 0) | (top < 0) | (2 * (left + size) > width) | (2 * (top + size) > height)
-    rows = _reflect(top[:, None] + np.arange(size), binned_height)
-    columns = _reflect(left[:, None] + np.arange(size), binned_width)
-    images = np.empty((len(left), size, size, len(geometry.bands)), np.uint8)
-    flags = np.where(partial, Flag.PARTIAL_FIELD.bit, 0).astype(np.int32)
-    dense = len(left) * size * size > _DENSE_SHARE * binned_height * binned_width
-    whole = _binned(flux, valid, saturated, geometry) if dense else None
-    for start in range(0, len(left), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        if whole is not None:
-            colours, status = whole
-            images[part] = colours[rows[part, :, None], columns[part, None, :]]
-            status = status[rows[part, :, None], columns[part, None, :]]
-        else:
-            fine_rows, fine_columns = (
-                np.stack([2 * index[part], 2 * index[part] + 1], -1).reshape(-1, 2 * size) for index in (rows, columns)
-            )
-            window = (slice(None), fine_rows[:, :, None], fine_columns[:, None, :])
-            images[part], status = _binned(
-                np.moveaxis(flux[window], 0, 1),
-                np.moveaxis(valid[window], 0, 1),
-                np.moveaxis(saturated[window], 0, 1),
-                geometry,
-            )
-        flags[part] |= _status_flags(status, len(geometry.bands))
-    return images, flags
-
-
-def _even(plane: NDArray[_Scalar]) -> NDArray[_Scalar]:
-    """Repeat the last row or column of an odd side, so that its bin is the mean of what is there."""
-    pad_rows, pad_columns = plane.shape[1] % 2, plane.shape[2] % 2
-    if not (pad_rows or pad_columns):
-        return plane
-    return np.pad(plane, ((0, 0), (0, pad_rows), (0, pad_columns)), mode="edge")
-
-
-def _reflect(index: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-    """Indices beyond an edge mirrored back inside, the edge pixel repeated."""
-    folded = np.mod(index, 2 * length)
-    return np.where(folded < length, folded, 2 * length - 1 - folded)
-
-
-def _status_flags(status: NDArray[np.uint8], channels: int) -> NDArray[np.int32]:
-    """Flags of each field from its status plane (N, S, S)."""
-    flat = status.reshape(len(status), -1)
-    some, everywhere = np.bitwise_or.reduce(flat, axis=1), np.bitwise_and.reduce(flat, axis=1)
-    flags = np.where(some & _SOME_MASKED, Flag.SOME_MASKED.bit, 0)
-    flags |= np.where(some & _SATURATED, Flag.SATURATED.bit, 0)
-    flags |= np.where(everywhere & ((1 << channels) - 1), Flag.ALL_MASKED.bit, 0)
-    return flags.astype(np.int32)
-
-
-def resampling_weights(
-    centre_pix: float, pitch_pix: float, size_pix: int, first: int, count: int
-) -> NDArray[np.float64]:
-    """Weights (size_pix, count) that bring input pixels first..first+count to output pixels.
-
-    Parameters
-    ----------
-    centre_pix : float
-        Centre of the output, in input pixels counted from the outer edge of pixel 0.
-    pitch_pix : float
-        Input pixels per output pixel: area-weighted from 1 up, linear interpolation below.
-    """
-    low = centre_pix + (np.arange(size_pix) - size_pix / 2) * pitch_pix - first
-    edges = np.arange(count)
-    if pitch_pix >= 1:
-        overlap = np.minimum(low[:, None] + pitch_pix, edges + 1) - np.maximum(low[:, None], edges)
-        return np.asarray(np.clip(overlap, 0, None) / pitch_pix)
-    middle = low[:, None] + pitch_pix / 2 - 0.5
-    return np.asarray(np.clip(1 - np.abs(middle - edges), 0, None))
-
-
-@contextlib.contextmanager
-def _one_blas_thread() -> Iterator[None]:
-    """For small products: 1.7 ms of CPU an image, 12.7 in two threads."""
-    with _ONE_LIMIT, threadpool_limits(1, "blas"):
-        yield
-
-
-def _cut_resampled(
-    tile: Tile, x_edge: NDArray[np.float64], y_edge: NDArray[np.float64], geometry: Geometry
-) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """Area-weighted or linear resampling of each field from the native pixels."""
-    size = geometry.size_pix
-    height, width = tile.shape
-    pitch = geometry.pitch_arcsec / tile.pixel_scale_arcsec
-    count = int(np.ceil(size * pitch)) + 3
-    per_reference_pixel = np.float32((geometry.stretch.pixel_scale_arcsec / tile.pixel_scale_arcsec) ** 2)
-    images = np.empty((len(x_edge), size, size, len(geometry.bands)), np.uint8)
-    flags = np.full(len(x_edge), Flag.RESAMPLED.bit, np.int32)
-    with _one_blas_thread():
-        for number, (x, y) in enumerate(zip(x_edge, y_edge, strict=True)):
-            left, top = (int(np.floor(centre - size * pitch / 2)) - 1 for centre in (x, y))
-            rows = _reflect(np.arange(top, top + count), height)
-            columns = _reflect(np.arange(left, left + count), width)
-            over_y = resampling_weights(y, pitch, size, top, count)
-            over_x = resampling_weights(x, pitch, size, left, count)
-            patch = np.ix_(np.arange(len(geometry.bands)), rows, columns)
-            valid = tile.valid[patch]
-            weight = over_y @ valid.astype(np.float64) @ over_x.T
-            value = over_y @ tile.flux[patch].astype(np.float64) @ over_x.T
-            mean = np.where(weight > 1e-6, value / np.maximum(weight, 1e-6), 0).astype(np.float32)
-            images[number] = geometry.stretch.apply(np.moveaxis(mean * per_reference_pixel, 0, -1), geometry.bands)
-            if min(x, y, width - x, height - y) < size * pitch / 2:
-                flags[number] |= Flag.PARTIAL_FIELD.bit
-            if not valid.all():
-                flags[number] |= Flag.SOME_MASKED.bit
-            if not (weight > 1e-6).any((1, 2)).all():
-                flags[number] |= Flag.ALL_MASKED.bit
-            if tile.saturated[patch].any():
-                flags[number] |= Flag.SATURATED.bit
-    return images, flags
 
 
 def bring_to_field(
@@ -283,13 +166,13 @@ def bring_to_field(
     out = images.copy() if side == size else np.empty((len(images), size, size, images.shape[3]), np.uint8)
     if not other:
         return out, flags
-    with _one_blas_thread():
+    with one_blas_thread():
         for number in other:
             image, fov = images[number], fields[number]
             pitch = geometry.fov_arcsec / fov * side / size
             count = int(np.ceil(size * pitch)) + 3
             first = int(np.floor(side / 2 - size * pitch / 2)) - 1
-            index = _reflect(np.arange(first, first + count), side)
+            index = reflect(np.arange(first, first + count), side)
             weights = resampling_weights(side / 2, pitch, size, first, count)
             patch = np.moveaxis(image, -1, 0)[:, index][:, :, index].astype(np.float64)
             out[number] = np.moveaxis(np.rint(weights @ patch @ weights.T), 0, -1).astype(np.uint8)

@@ -18,8 +18,8 @@ from deepshadows import storage
 from deepshadows.outcomes import InputError, StorageError, UsageError
 from deepshadows.schema import Flag
 from deepshadows.settings import Columns
+from deepshadows.sky.fits_files import fits_errors
 from deepshadows.sky.shards import object_ids, positions
-from deepshadows.sky.tiles import fits_errors
 
 TABLE_SUFFIXES = (".parquet", ".fits", ".fits.gz", ".csv")
 BLOCK_ROWS = 2_000_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -108,6 +109,11 @@ def concatenate(parts: Sequence[Cutouts]) -> Cutouts:
         flags=np.concatenate([part.flags for part in parts]),
         label=None if any(label is None for label in labels) else np.concatenate([x for x in labels if x is not None]),
     )
+
+
+def shard_name(number: int, stem: str) -> str:
+    """Begins with a number, so that no two are the same; of the stem only what is harmless in a file name stays."""
+    return f"{number:05d}-{re.sub(r'[^A-Za-z0-9.+-]', '_', stem)[-60:]}"
 
 
 def write_shard(url: str, cutouts: Cutouts) -> None:
@@ -281,10 +287,11 @@ def _whole(url: str) -> pa.Table:
         raise storage.arrow_failure(url, error) from error
 
 
-def read_npz(url: str, geometry: Geometry) -> Cutouts:
+def read_npz(url: str, geometry: Geometry, stem: str = "") -> Cutouts:
     """An npz file with `image`, `fov_arcsec` and, optionally, label, object_id, ra, dec.
 
-    Every image is brought to the field of `geometry`. Object arrays (pickle) are refused.
+    Every image is brought to the field of `geometry`. Object arrays (pickle) are refused. Without object_id they are
+    made from `stem`, or the name of the file, and the row.
     """
     try:
         with np.load(io.BytesIO(storage.read(url)), allow_pickle=False) as archive:
@@ -313,7 +320,7 @@ def read_npz(url: str, geometry: Geometry) -> Cutouts:
     if not (np.isfinite(fov) & (fov > 0)).all():
         raise InputError(f"{url}: fov_arcsec must be positive")
     images, flags = bring_to_field(image, fov, geometry)
-    stem = storage.name_of(url).removesuffix(".npz")
+    stem = stem or storage.name_of(url).removesuffix(".npz")
     ids = data.get("object_id", np.array([f"{stem}-{row:06d}" for row in range(count)]))
     table = pa.table({name: pa.array(data[name]) for name in ("ra", "dec") if name in data} or {"row": range(count)})
     ra, dec, position_flags = positions(table, url)

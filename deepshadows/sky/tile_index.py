@@ -8,7 +8,7 @@ import re
 import sys
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -22,13 +22,15 @@ from numpy.typing import NDArray
 
 from deepshadows import storage
 from deepshadows.outcomes import InputError
+from deepshadows.sky.fits_files import fits_errors, open_fits, unzipped
 from deepshadows.sky.footprints import Footprints, footprint
-from deepshadows.sky.tiles import BandSource, TileFiles, celestial_wcs, fits_errors, open_fits
+from deepshadows.sky.presets import Preset, preset_named
+from deepshadows.sky.tiles import BandSource, TileFiles, celestial_wcs, pixel_scale_arcsec
 
 SCAN_THREADS = 16
 FILES_PER_PART = 2_000
 """What a scan that is broken off does again at most: some seconds of work."""
-JOURNAL_VERSION = 1
+JOURNAL_VERSION = 2
 FITS_SUFFIXES = (".fits", ".fits.fz", ".fits.gz", ".fit", ".fz")
 BANDS = "ugrizyY"
 _NAME = re.compile(rf"^(?:(?P<tile>.+)[_.-])?(?P<band>[{BANDS}Z])(?:[_.-](?:sci|image|nobkg))?$", re.IGNORECASE)
@@ -109,7 +111,9 @@ _INDEX_SCHEMA = pa.schema(
 )
 
 
-def scan_tiles(url: str, zero_point: float | None = None, journal: str | None = None) -> TileIndex:
+def scan_tiles(
+    url: str, zero_point: float | None = None, survey: str | None = None, *, journal: str | None = None
+) -> TileIndex:
     """Index every FITS file below `url` by its headers, read by ranges in many threads.
 
     Parameters
@@ -118,6 +122,8 @@ def scan_tiles(url: str, zero_point: float | None = None, journal: str | None = 
         Folder or file, local or S3.
     zero_point : float, optional
         Magnitude zero point of files whose header states none.
+    survey : str, optional
+        Name of a `presets.Preset`, which knows file names, filters, zero point and scale.
     journal : str, optional
         Folder that keeps what was found in each 2000 files, by their addresses and etags: a scan that was broken off
         goes on there.
@@ -127,9 +133,20 @@ def scan_tiles(url: str, zero_point: float | None = None, journal: str | None = 
     TileIndex
         A file that is not FITS, has no usable WCS, band or zero point is listed in `problems`.
     """
+    return index_files(storage.list_objects(url, FITS_SUFFIXES), zero_point, preset_named(survey), journal)
+
+
+def index_files(
+    entries: Sequence[storage.StoredObject],
+    zero_point: float | None = None,
+    preset: Preset | None = None,
+    journal: str | None = None,
+) -> TileIndex:
+    """Index these FITS files; see `scan_tiles`."""
+    entries = [entry for entry in entries if preset is None or not preset.passed_over.search(_stem(entry.url))]
     grouped: dict[str, dict[str, BandSource]] = defaultdict(dict)
     problems: list[tuple[str, str]] = []
-    for scanned in _scan(storage.list_objects(url, FITS_SUFFIXES), zero_point, journal):
+    for scanned in _scan(entries, zero_point, preset, journal):
         try:
             for tile_id, band, source in scanned.found:
                 if band in grouped[tile_id]:
@@ -142,7 +159,7 @@ def scan_tiles(url: str, zero_point: float | None = None, journal: str | None = 
             problems.append((scanned.url, str(error)))
     lacking: dict[str, list[str]] = defaultdict(list)
     for problem_url, reason in problems:
-        lacking[_named_tile(problem_url)].append(reason)
+        lacking[named_tile(problem_url, preset)].append(reason)
     tiles = tuple(
         TileFiles(tile, bands, tuple(lacking.get(tile, ()))) for tile, bands in sorted(grouped.items()) if bands
     )
@@ -158,32 +175,38 @@ class _Scanned:
     problem: str = ""
 
 
-def _scan(entries: list[storage.StoredObject], zero_point: float | None, journal: str | None) -> Iterator[_Scanned]:
+def _scan(
+    entries: list[storage.StoredObject], zero_point: float | None, preset: Preset | None, journal: str | None
+) -> Iterator[_Scanned]:
     """The headers of all files, in their order."""
     with ThreadPoolExecutor(SCAN_THREADS, thread_name_prefix="headers") as pool:
         for start in range(0, len(entries), FILES_PER_PART):
             some = entries[start : start + FILES_PER_PART]
-            part = _journal_part(journal, some, zero_point) if journal and len(some) == FILES_PER_PART else None
+            whole = journal and len(some) == FILES_PER_PART
+            part = _journal_part(journal, some, zero_point, preset) if journal and whole else None
             if part and storage.exists(part):
                 yield from _read_journal(part)
                 continue
-            scanned = list(pool.map(lambda entry: _scan_file(entry, zero_point), some))
+            scanned = list(pool.map(lambda entry: _scan_file(entry, zero_point, preset), some))
             if part:
                 _write_journal(part, scanned)
             yield from scanned
 
 
-def _scan_file(entry: storage.StoredObject, zero_point: float | None) -> _Scanned:
+def _scan_file(entry: storage.StoredObject, zero_point: float | None, preset: Preset | None) -> _Scanned:
     try:
         with fits_errors(entry.url):
-            return _Scanned(entry.url, tuple(_bands_of(entry, zero_point)))
+            return _Scanned(entry.url, tuple(_bands_of(entry, zero_point, preset)))
     except InputError as error:
         return _Scanned(entry.url, problem=str(error))
 
 
-def _journal_part(journal: str, some: list[storage.StoredObject], zero_point: float | None) -> str:
+def _journal_part(
+    journal: str, some: list[storage.StoredObject], zero_point: float | None, preset: Preset | None
+) -> str:
     """The address of what is known of these very files."""
-    content = json.dumps([JOURNAL_VERSION, zero_point, [(entry.url, entry.etag) for entry in some]])
+    survey = preset.name if preset else None
+    content = json.dumps([JOURNAL_VERSION, zero_point, survey, [(entry.url, entry.etag) for entry in some]])
     return storage.join(journal, f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.parquet")
 
 
@@ -220,17 +243,20 @@ def _stem(url: str) -> str:
     return name
 
 
-def _named_tile(url: str) -> str:
+def named_tile(url: str, preset: Preset | None = None) -> str:
     """The tile that a file belongs to by its name alone."""
-    match = _NAME.match(_stem(url))
+    match = (preset.file_name.match(_stem(url)) if preset else None) or _NAME.match(_stem(url))
     return match["tile"] if match and match["tile"] else _stem(url)
 
 
-def _bands_of(entry: storage.StoredObject, zero_point: float | None) -> Iterator[tuple[str, str, BandSource]]:
+def _bands_of(
+    entry: storage.StoredObject, zero_point: float | None, preset: Preset | None
+) -> Iterator[tuple[str, str, BandSource]]:
     """Bands found in one FITS file."""
     name = _stem(entry.url)
+    named = preset.file_name.match(name) if preset else None
     reading = storage.open_reader(entry.url, size_bytes=entry.size_bytes)
-    with reading as reader, open_fits(reader, entry.url) as hdus:
+    with reading as reader, open_fits(unzipped(reader), entry.url) as hdus:
         headers = _image_headers(hdus, entry.url)
     science = [number for number, header in headers.items() if _kind(header) == "science"]
     if not science:
@@ -238,12 +264,12 @@ def _bands_of(entry: storage.StoredObject, zero_point: float | None) -> Iterator
     found = 0
     for number in science:
         header = headers[number]
-        wcs_header = _wcs_cards(header, entry.url)
-        for band, plane in _bands_in_header(header, name, alone=len(science) == 1):
+        wcs_header = _wcs_cards(header, entry.url, preset)
+        for band, plane in _bands_in_header(header, name, alone=len(science) == 1, preset=preset):
             found += 1
             shared = len(science) > 1 or plane is not None
             yield (
-                _tile_id(header, name, band, entry.url, shared=shared),
+                named["tile"] if named else _tile_id(header, name, band, entry.url, shared=shared),
                 band,
                 BandSource(
                     url=entry.url,
@@ -254,7 +280,7 @@ def _bands_of(entry: storage.StoredObject, zero_point: float | None) -> Iterator
                     mask_hdu=_companion(headers, number, "mask", plane),
                     plane=plane,
                     shape=(int(header["NAXIS2"]), int(header["NAXIS1"])),
-                    zero_point=_zero_point(header, zero_point, entry.url),
+                    zero_point=_zero_point(header, zero_point, entry.url, preset),
                     wcs_header=wcs_header,
                 ),
             )
@@ -293,14 +319,21 @@ def _kind(header: fits.Header) -> str:
     return "science" if _NAME.match(name) else "other"
 
 
-def _bands_in_header(header: fits.Header, name: str, *, alone: bool) -> list[tuple[str, int | None]]:
+def _bands_in_header(
+    header: fits.Header, name: str, *, alone: bool, preset: Preset | None
+) -> list[tuple[str, int | None]]:
     """Bands of one science HDU: planes of a cube, or one."""
     if header["NAXIS"] == 3:
         letters = str(header.get("BANDS", "")).strip()
         if len(letters) != header["NAXIS3"]:
             return []
         return [(letter, plane) for plane, letter in enumerate(letters)]
+    named = preset.file_name.match(name) if preset and alone else None
+    if preset and named:
+        return [(preset.band(named["band"]) or _canonical(named["band"]), None)]
     stated = str(header.get("BAND", header.get("FILTER", ""))).strip()
+    if preset and (known := preset.band(stated) or preset.band(str(header.get("EXTNAME", "")))):
+        return [(known, None)]
     if stated and stated[0] in BANDS + "Z" and (len(stated) == 1 or stated[1] in " ."):
         return [(_canonical(stated[0]), None)]
     for candidate in (str(header.get("EXTNAME", "")), name if alone else ""):
@@ -336,7 +369,7 @@ def _companion(headers: Mapping[int, fits.Header], science: int, kind: str, plan
     return None
 
 
-def _zero_point(header: fits.Header, given: float | None, where: str) -> float:
+def _zero_point(header: fits.Header, given: float | None, where: str, preset: Preset | None) -> float:
     if str(header.get("BUNIT", "")).strip().lower() in ("nanomaggy", "nanomaggies", "nmgy"):
         return 22.5
     for key in _ZERO_POINT_KEYS:
@@ -344,13 +377,19 @@ def _zero_point(header: fits.Header, given: float | None, where: str) -> float:
             return float(header[key])
     if "SURVEY" in header and "IMAGETYP" in header:  # Legacy Surveys viewer and bricks: nanomaggies
         return 22.5
+    if preset is not None:
+        return preset.zero_point_of(header, given)
     if given is None:
-        raise InputError(f"{where}: no zero point in the header ({', '.join(_ZERO_POINT_KEYS)}); give --zero-point")
+        raise InputError(
+            f"{where}: no zero point in the header ({', '.join(_ZERO_POINT_KEYS)}); give --zero-point or --survey"
+        )
     return given
 
 
-def _wcs_cards(header: fits.Header, where: str) -> str:
-    celestial_wcs(header, where)
+def _wcs_cards(header: fits.Header, where: str, preset: Preset | None) -> str:
+    wcs = celestial_wcs(header, where)
+    if preset is not None:
+        preset.check_scale(pixel_scale_arcsec(wcs), where)
     cards = [card for card in header.cards if _WCS_CARDS.match(card.keyword)]
     return sys.intern(str(fits.Header([("NAXIS", 2), *cards]).tostring(endcard=False, padding=False)))
 

@@ -6,13 +6,10 @@ weight and mask HDUs, from disk or S3.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from astropy.io import fits
@@ -21,11 +18,11 @@ from astropy.wcs.utils import proj_plane_pixel_scales
 from numpy.typing import NDArray
 
 from deepshadows import storage
-from deepshadows.outcomes import Failure, InputError, StorageError
+from deepshadows.outcomes import InputError
+from deepshadows.sky.fits_files import FitsFile, fits_errors
+from deepshadows.sky.tile_rows import BandReader, Pixels, TileRows
 
 NANOMAGGY_ZERO_POINT = 22.5
-MAX_TILE_PIXELS = 40_000 * 40_000
-"""A header that declares more is not believed."""
 BAD_PLANES = ("BAD", "NO_DATA", "CR", "EDGE", "SUSPECT", "UNMASKEDNAN")
 """Planes of LSST and HSC masks that make a pixel useless."""
 MASK_BITS = 63
@@ -90,6 +87,19 @@ class Tile:
     def shape(self) -> tuple[int, int]:
         return self.flux.shape[1], self.flux.shape[2]
 
+    @property
+    def rows_at_once(self) -> int:
+        return self.shape[0] + self.shape[0] % 2
+
+    def rows(self, first: int, last: int) -> Tile:
+        """All rows are at hand."""
+        return self
+
+    def pixels(self, rows: slice, columns: slice) -> Pixels:
+        """A rectangle of the tile."""
+        at = slice(None), rows, columns
+        return Pixels(self.flux[at], self.valid[at], self.saturated[at])
+
 
 def celestial_wcs(header: fits.Header, where: str) -> WCS:
     """The celestial WCS of a header; a missing or degenerate one is an `InputError`."""
@@ -113,36 +123,8 @@ def pixel_scale_arcsec(wcs: WCS) -> float:
     return float(np.sqrt(scales[0] * scales[1]))
 
 
-@contextlib.contextmanager
-def fits_errors(where: str) -> Iterator[None]:
-    """Turn what damaged headers make astropy raise, which has no common base, into an `InputError`.
-
-    A lack of memory or of the system's own is no damage: it stops the run.
-    """
-    try:
-        yield
-    except (Failure, MemoryError):
-        raise
-    except OSError as error:
-        if error.errno is not None:
-            raise StorageError(f"{where}: {error}") from error
-        raise InputError(f"{where}: damaged FITS file: {error}") from error
-    except Exception as error:
-        raise InputError(f"{where}: damaged FITS file: {type(error).__name__}: {error}") from error
-
-
-def open_fits(source: Any, where: str, **options: Any) -> fits.HDUList:
-    """An HDU list from a file-like object; what is not FITS is an `InputError`."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return fits.open(source, memmap=False, lazy_load_hdus=True, **options)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{where}: not a FITS file: {error}") from error
-
-
-def read_tile(files: TileFiles, bands: Sequence[str]) -> Tile:
-    """Read the bands of one tile.
+def open_tile(files: TileFiles, bands: Sequence[str]) -> TileRows:
+    """A tile whose rows are read when they are asked for.
 
     Parameters
     ----------
@@ -161,30 +143,39 @@ def read_tile(files: TileFiles, bands: Sequence[str]) -> Tile:
     if missing:
         raise InputError(f"tile {files.tile_id}: band {', '.join(missing)} missing; has {', '.join(files.bands)}")
     with fits_errors(f"tile {files.tile_id}"):
-        return _read_bands(files, bands)
+        first = files.bands[bands[0]]
+        for band in bands[1:]:
+            _check_same_grid(files.tile_id, bands[0], first, band, files.bands[band])
+        sources = [files.bands[band] for band in bands]
+        opened = {source.url: FitsFile(source.url, source.size_bytes) for source in sources}
+        far = storage.is_s3(first.url)
+        with ThreadPoolExecutor(len(bands) if far else 1, thread_name_prefix="headers") as pool:
+            readers = list(pool.map(lambda source: _band_reader(opened[source.url], source), sources))
+        wcs = celestial_wcs(fits.Header.fromstring(first.wcs_header), first.url)
+        return TileRows(
+            tile_id=files.tile_id,
+            bands=tuple(bands),
+            shape=first.shape,
+            wcs=wcs,
+            pixel_scale_arcsec=pixel_scale_arcsec(wcs),
+            far=far,
+            readers=tuple(readers),
+        )
 
 
-def _read_bands(files: TileFiles, bands: Sequence[str]) -> Tile:
-    first = files.bands[bands[0]]
-    for band in bands[1:]:
-        _check_same_grid(files.tile_id, bands[0], first, band, files.bands[band])
-    opened: dict[str, _Opened] = {}
-    planes = []
-    for band in bands:
-        source = files.bands[band]
-        if source.url not in opened:
-            opened[source.url] = _open_object(source)
-        planes.append(_read_band(opened[source.url], source))
-    wcs = celestial_wcs(fits.Header.fromstring(first.wcs_header), first.url)
-    flux, valid, saturated = (np.stack(arrays) for arrays in zip(*planes, strict=True))
+def read_tile(files: TileFiles, bands: Sequence[str]) -> Tile:
+    """All pixels of a tile; see `open_tile` for what is checked."""
+    opened = open_tile(files, bands)
+    height, width = opened.shape
+    flux, valid, saturated = opened.rows(0, height).pixels(slice(0, height), slice(0, width))
     return Tile(
-        tile_id=files.tile_id,
-        bands=tuple(bands),
+        tile_id=opened.tile_id,
+        bands=opened.bands,
         flux=flux,
-        valid=valid,
-        saturated=saturated,
-        wcs=wcs,
-        pixel_scale_arcsec=pixel_scale_arcsec(wcs),
+        valid=np.ones(flux.shape, bool) if valid is None else valid,
+        saturated=np.zeros(flux.shape, bool) if saturated is None else saturated,
+        wcs=opened.wcs,
+        pixel_scale_arcsec=opened.pixel_scale_arcsec,
     )
 
 
@@ -204,58 +195,37 @@ def _check_same_grid(tile_id: str, band_a: str, a: BandSource, band_b: str, b: B
         )
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """A FITS object in memory; in the HDUs of `rounded` exact zeros are ordinary values."""
-
-    hdus: fits.HDUList
-    rounded: frozenset[int]
-
-
-def _open_object(source: BandSource) -> _Opened:
+def _band_reader(file: FitsFile, source: BandSource) -> BandReader:
     if storage.stat(source.url).etag != source.etag:
         raise InputError(f"{source.url}: changed since the run was planned")
-    data = storage.read(source.url)
-    return _Opened(open_fits(io.BytesIO(data), source.url), _rounded(data, source.url))
+    science, weight, mask = file.images(
+        [source.science_hdu, source.weight_hdu, source.mask_hdu], source.shape, source.plane
+    )
+    assert science is not None
+    header = science.header
+    bad_bits, saturated_bits = _mask_bits(mask.header) if mask is not None else (0, 0)
+    softening = _number(header, "BSOFTEN")
+    return BandReader(
+        science=science,
+        weight=weight,
+        mask=mask,
+        factor=np.float32(10 ** (0.4 * (NANOMAGGY_ZERO_POINT - source.zero_point))),
+        zero_is_missing=not _rounded(header),
+        saturation=_number(header, "SATURATE"),
+        bad_bits=bad_bits,
+        saturated_bits=saturated_bits,
+        asinh=(_number(header, "BOFFSET"), softening) if softening > 0 else None,
+    )
 
 
-def _rounded(data: bytes, where: str) -> frozenset[int]:
-    """HDUs whose floating-point pixels were rounded to a grid through zero: quantised without dithering.
+def _rounded(header: fits.Header) -> bool:
+    """Whether floating-point pixels were rounded to a grid through zero: quantised without dithering.
 
     astropy's and fpack's lossy compression without dithering gives 2 % of sky pixels the value 0.0; elsewhere an exact
     zero says that nothing was observed there (FITS standard 4.0, section 10.2).
     """
-    with open_fits(io.BytesIO(data), where, disable_image_compression=True) as tables:
-        return frozenset(
-            number
-            for number, hdu in enumerate(tables)
-            if hdu.header.get("ZIMAGE")
-            and hdu.header.get("ZQUANTIZ", "NO_DITHER") == "NO_DITHER"
-            and "ZSCALE" in hdu.columns.names
-        )
-
-
-def _read_band(opened: _Opened, source: BandSource) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]:
-    hdus = opened.hdus
-    header = hdus[source.science_hdu].header
-    science = _pixels(hdus, source.science_hdu, source)
-    floating = science.dtype.kind == "f"
-    data = science.astype(np.float32)
-    valid = np.isfinite(data)
-    if floating and source.science_hdu not in opened.rounded:
-        valid &= data != 0
-    if source.weight_hdu is not None:
-        valid &= _pixels(hdus, source.weight_hdu, source) > 0
-    saturated = np.zeros(data.shape, dtype=bool)
-    if (limit := _number(header, "SATURATE")) > 0:
-        saturated = valid & (data >= limit)
-    if source.mask_hdu is not None:
-        mask = _pixels(hdus, source.mask_hdu, source).astype(np.int64)
-        bad_bits, saturated_bits = _mask_bits(hdus[source.mask_hdu].header)
-        saturated |= (mask & saturated_bits) != 0
-        valid &= (mask & bad_bits) == 0
-    factor = np.float32(10 ** (0.4 * (NANOMAGGY_ZERO_POINT - source.zero_point)))
-    return np.where(valid, data * factor, np.float32(0)), valid, saturated & valid
+    columns = [str(header[key]).strip() for key in header if key.startswith("TTYPE")]
+    return bool(header.get("ZIMAGE")) and header.get("ZQUANTIZ", "NO_DITHER") == "NO_DITHER" and "ZSCALE" in columns
 
 
 def _number(header: fits.Header, key: str) -> float:
@@ -276,23 +246,3 @@ def _mask_bits(header: fits.Header) -> tuple[int, int]:
         return sum(planes.get(name, 0) for name in BAD_PLANES), planes.get("SAT", 0)
     saturated_bits = int(_number(header, "SATBIT"))
     return ~saturated_bits, saturated_bits
-
-
-def _pixels(hdus: fits.HDUList, number: int, source: BandSource) -> NDArray[Any]:
-    declared = hdus[number].shape  # of a compressed image: as it will be in memory
-    if math.prod(declared) > MAX_TILE_PIXELS:
-        raise InputError(f"{source.url}: HDU {number} declares {declared} pixels; more than any tile has")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            data = hdus[number].data
-    except MemoryError:
-        raise
-    except Exception as error:  # astropy and its decompressors raise many types on damaged data
-        raise InputError(f"{source.url}: HDU {number} cannot be read, truncated or damaged: {error}") from error
-    if data is not None and source.plane is not None and data.ndim == 3:
-        data = data[source.plane]
-    if data is None or data.shape != source.shape:
-        found = None if data is None else data.shape
-        raise InputError(f"{source.url}: HDU {number} has shape {found}, expected {source.shape}")
-    return np.asarray(data)

@@ -24,8 +24,9 @@ from PIL import Image
 from deepshadows.outcomes import InputError, UsageError
 from deepshadows.settings import Fetch
 from deepshadows.sky.cutouts import Geometry, same_scale
+from deepshadows.sky.fits_files import open_fits
 from deepshadows.sky.stretch import DES, HSC
-from deepshadows.sky.tiles import Tile, celestial_wcs, open_fits, pixel_scale_arcsec
+from deepshadows.sky.tiles import Tile, celestial_wcs, pixel_scale_arcsec
 
 URL = "https://www.legacysurvey.org/viewer"
 BLANK_SHARE = 0.5

@@ -40,7 +40,7 @@ def run(wanted: settings.Detect) -> Summary:
     output = storage.normalise(wanted.output)
     if not output.endswith(".parquet"):
         raise UsageError(f"{wanted.output}: --output must be a .parquet file")
-    index = scan_tiles(storage.normalise(wanted.tiles), wanted.zero_point)
+    index = scan_tiles(storage.normalise(wanted.tiles), wanted.zero_point, wanted.survey)
     if not index.tiles and not index.problems:
         raise UsageError(f"{wanted.tiles}: no FITS tiles there; check --tiles")
     failed = [TileResult(tile_id=url, reason=reason) for url, reason in index.problems]

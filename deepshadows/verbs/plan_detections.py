@@ -46,7 +46,7 @@ def index_tiles(settings: Classify, journal: str | None) -> TileIndex:
     UsageError
         There are none.
     """
-    index = scan_tiles(settings.input, settings.zero_point, journal=journal)
+    index = scan_tiles(settings.input, settings.zero_point, settings.survey, journal=journal)
     if not index.tiles and not index.problems:
         raise UsageError(f"{settings.input}: no FITS tiles there; check --input")
     return index

@@ -27,10 +27,10 @@ from deepshadows.run.scores import STATISTICS_KEY, Receipt, commit, first_occurr
 from deepshadows.run.units import Unit, UnitKind
 from deepshadows.schema import IMAGE_SHAPE, Flag, is_fatal
 from deepshadows.settings import Classify
-from deepshadows.sky.cutouts import Geometry, bring_to_field, cut
+from deepshadows.sky.cutouts import Geometry, bring_to_field, cut_parts
 from deepshadows.sky.row_groups import row_groups, streamed_row_groups
 from deepshadows.sky.shards import Cutouts, check_row_groups, cutouts_from_table, open_shard
-from deepshadows.sky.tiles import BandSource, TileFiles, read_tile
+from deepshadows.sky.tiles import BandSource, TileFiles, open_tile
 from deepshadows.verbs import metrics
 from deepshadows.verbs.classify_plan import card_geometry
 from deepshadows.verbs.plan_detections import detections_of
@@ -174,10 +174,11 @@ def _tile_parts(unit: Unit, geometry: Geometry) -> Iterator[Cutouts]:
         yield from _unplaced_parts(unit, geometry, Flag.MISSING_BAND.bit)
         return
     detections = detections_of(unit)
-    tile = read_tile(TileFiles(unit.tile, bands), geometry.bands)
-    for start in range(0, len(detections), CUT_ROWS):
-        rows = slice(start, start + CUT_ROWS)
-        stack = cut(tile, detections.ra[rows], detections.dec[rows], geometry)
+    tile = open_tile(TileFiles(unit.tile, bands), geometry.bands)
+    start = 0
+    for stack in cut_parts(tile, detections.ra, detections.dec, geometry, rows=CUT_ROWS):
+        rows = slice(start, start + len(stack.images))
+        start = rows.stop
         yield Cutouts(
             object_id=detections.object_id[rows],
             ra=detections.ra[rows],

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepshadows.schema import Flag
-from deepshadows.sky.cutouts import Geometry, bring_to_field, cut, resampling_weights
+from deepshadows.sky.cutouts import Geometry, bring_to_field, cut
+from deepshadows.sky.resampling import resampling_weights
 from deepshadows.sky.stretch import DES
 from deepshadows.sky.tiles import Tile
 from tests.sky.tile_files import tan_wcs

@@ -17,7 +17,7 @@ from deepshadows.sky.tiles import TileFiles, read_tile
 from tests.sky.tile_files import noise, tan_wcs, write_band, write_tile
 
 
-@pytest.mark.parametrize("suffix", [".fits", ".fits.fz"])
+@pytest.mark.parametrize("suffix", [".fits", ".fits.fz", ".fits.gz"])
 def test_plain_and_fpacked_tiles_read_alike(place: str, tmp_path: Path, suffix: str) -> None:
     write_tile(tmp_path / "made", suffix=suffix)
     for path in (tmp_path / "made").iterdir():

@@ -1,0 +1,1 @@
+"""Finished images as their users hold them, brought into cut-out shards. No Ray, no torch."""

@@ -25,7 +25,7 @@ from deepshadows.catalog.cones import Cone
 from deepshadows.catalog.healpix import Partition
 from deepshadows.catalog.id_index import look_up
 from deepshadows.catalog.version_folder import VersionFolder
-from deepshadows.outcomes import StorageError, UsageError
+from deepshadows.outcomes import NotFoundError, StorageError, UsageError
 
 AHEAD = 4
 """Partitions read ahead of what was taken: 100 MB each where all rows of all columns match."""
@@ -74,6 +74,15 @@ class Selection:
             The version was expired while it was read, or the store does not answer.
         """
         yield self.output_schema.empty_table()
+        try:
+            yield from self._all_rows()
+        except (FileNotFoundError, NotFoundError) as error:
+            raise StorageError(
+                f"{self.version.url}: {error}: the version was expired while it was being read, or is damaged; "
+                f"see `deepshadows versions {self.version.catalog}`, then run the selection again"
+            ) from error
+
+    def _all_rows(self) -> Iterator[pa.Table]:
         urls = [storage.join(self.version.table_url, partition.path) for partition in self._partitions()]
         if self.cone is None:
             urls.append(self.version.unplaced_url)
@@ -127,11 +136,8 @@ class Selection:
                 fragment = fragment.subset(filter=self._filter, schema=self.schema)
             self._count(fragment)
             table = fragment.to_table(schema=self.schema, columns=self._needed, filter=self._filter)
-        except FileNotFoundError as error:
-            raise StorageError(
-                f"{url}: not found: version {self.version.name} was expired while it was being read, or is damaged; "
-                f"see `deepshadows versions {self.version.catalog}`, then run the selection again"
-            ) from error
+        except FileNotFoundError:
+            raise
         except (pa.ArrowException, OSError) as error:
             raise storage.arrow_failure(url, error) from error
         if self.cone is not None:

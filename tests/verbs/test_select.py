@@ -68,7 +68,7 @@ def test_parquet_comes_back_as_it_is_in_the_catalogue(catalog: str, everything: 
     assert found.schema.field("ra").metadata[b"unit"] == b"deg"
     assert found.schema.metadata[b"deepshadows.version"] == b"v0001"
     assert b'ucd="pos.eq.ra;meta.main"' in found.schema.metadata[b"IVOA.VOTable-Parquet.content"]
-    assert duckdb.sql(f"SELECT count(*) FROM '{tmp_path}/all.parquet' WHERE p_lsbg IS NULL").fetchone() == (39,)
+    assert duckdb.sql(f"SELECT count(*) FROM '{tmp_path}/all.parquet' WHERE p_lsbg IS NULL").fetchall() == [(39,)]
 
 
 def test_fits_has_units_ucds_and_nulls_as_fits_has_them(catalog: str, everything: pa.Table, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def bytes_read() -> int:
 @pytest.mark.parametrize(
     ("flags", "files", "share"),
     [
-        ({"cone": Cone(ra_deg=45, dec_deg=0, radius_arcsec=600)}, 2, 0.3),
+        ({"cone": Cone(ra_deg=90, dec_deg=0, radius_arcsec=7200)}, 1, 0.2),
         ({"where": "object_id = 77777"}, 2, 0.3),
         ({"columns": "object_id,p_lsbg"}, 13, 0.4),
         ({"where": "p_lsbg > 0.5", "columns": "object_id"}, 13, 0.4),
@@ -221,7 +221,7 @@ def test_a_reader_of_a_version_that_expires_is_told_and_one_that_is_kept_goes_on
     first, second = (selection.select(versions.find(f"{place}/cat", name)).tables() for name in ("v0001", "v0002"))
     assert [len(next(tables)) for tables in (first, second)] == [0, 0]
     versions.expire(versions.plan_expiry(f"{place}/cat", 2))
-    with pytest.raises(StorageError, match="v0001 was expired while it was being read"):
+    with pytest.raises(StorageError, match="v0001: .* expired while it was being read"):
         list(first)
     assert sum(len(table) for table in second) == 3000
 

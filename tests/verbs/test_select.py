@@ -221,7 +221,7 @@ def test_a_reader_of_a_version_that_expires_is_told_and_one_that_is_kept_goes_on
     first, second = (selection.select(versions.find(f"{place}/cat", name)).tables() for name in ("v0001", "v0002"))
     assert [len(next(tables)) for tables in (first, second)] == [0, 0]
     versions.expire(versions.plan_expiry(f"{place}/cat", 2))
-    with pytest.raises(StorageError, match="v0001: .* expired while it was being read"):
+    with pytest.raises(StorageError, match=r"v0001: .* expired while it was being read"):
         list(first)
     assert sum(len(table) for table in second) == 3000
 

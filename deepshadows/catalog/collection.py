@@ -225,8 +225,8 @@ def swap(version: NewVersion) -> None:
     """
     while True:
         now = read_pointer(version.catalog)
-        if now is not None and now.version == version.name:
-            return  # our own write: what a write left decides, not its answer
+        if now is not None and version.name in now.published:
+            return  # our own write, whose answer was lost; another publish may have followed it
         if _name(now) != _name(version.before) or (now is not None and now.newest > version.number):
             abandon(version)
             raise HeldError(

@@ -130,6 +130,25 @@ def test_a_publish_goes_through_though_old_versions_expired_meanwhile(place: str
     assert names(place) == ["v0003", "v0004"]
 
 
+def test_a_publish_whose_answer_was_lost_is_not_removed_though_another_followed_it(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published(place, 1)
+    version, replace = collection.claim_version(place), storage.replace
+    storage.write(f"{version.table_url}/hats.properties", PROPERTIES)
+
+    def answered_late(url: str, data: bytes, etag: str) -> bool:
+        monkeypatch.setattr(storage, "replace", replace)
+        assert replace(url, data, etag)
+        published(place, 1)
+        return False
+
+    monkeypatch.setattr(storage, "replace", answered_late)
+    collection.swap(version)
+    assert is_whole(VersionFolder(place, version.name))
+    assert names(place) == ["v0001", "v0002", "v0003"]
+
+
 def test_an_expiry_planned_before_the_pointer_moved_removes_nothing(place: str) -> None:
     made = published(place, 3)
     plan = versions.plan_expiry(place, 1)

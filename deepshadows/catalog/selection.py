@@ -33,10 +33,10 @@ AHEAD = 4
 
 @dataclass
 class Read:
-    """What a selection has read: files of so many partitions, row groups, and the bytes of their columns."""
+    """What a selection has read: files, of so many that the version has, row groups, and bytes of their columns."""
 
     files: int = 0
-    partitions: int = 0
+    files_of: int = 0
     row_groups: int = 0
     size_bytes: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -98,7 +98,7 @@ class Selection:
     def _partitions(self) -> list[Partition]:
         """Partitions that may hold such rows."""
         found = partitions_of(self.version.table_url)
-        self.read.partitions = len(found)
+        self.read.files_of = len(found) + 1  # and the rows without a place
         if self.cone is not None:
             ranges = self.cone.ranges()
             found = [

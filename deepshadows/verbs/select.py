@@ -31,8 +31,8 @@ def run(settings: settings.Select) -> Summary:
     rows = export(wanted.tables(), output, {key: text for key, text in facts.items() if text})
     read = wanted.read
     text = [
-        f"{output}: {rows} rows of {catalog} {folder.name}",
-        f"read {read.size_bytes / 1e6:.1f} MB of {read.files} files ({read.partitions} partitions in all)",
+        f"{settings.output}: {rows} rows of {catalog} {folder.name}",
+        f"read {read.size_bytes / 1e6:.1f} MB from {read.files} of {read.files_of} files",
     ]
     if not rows:
         covered = "no partition reaches into the cone" if cone and not read.files else "no row matches"
@@ -40,9 +40,9 @@ def run(settings: settings.Select) -> Summary:
     figures = {
         "rows": rows,
         "version": folder.name,
+        "files": read.files_of,
         "files_read": read.files,
         "row_groups_read": read.row_groups,
         "bytes_read": read.size_bytes,
-        "partitions": read.partitions,
     }
     return Summary(verb="select", output=output, figures=figures, text=tuple(text))

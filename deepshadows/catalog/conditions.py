@@ -204,11 +204,8 @@ class _Parser:
 
     def _compare(self, sign: str, left: _Part, right: _Part) -> _Part:
         a, b = self._alike(left, right)
-        ids = None
-        for column, other in ((left, right), (right, left)):
-            if sign == "=" and column.name == "object_id" and other.value is not None:
-                ids = frozenset([other.value])
-        return _Part(_COMPARE[sign](a, b), "truth", ids=ids)
+        named = [_ids(column, [other.value]) for column, other in ((left, right), (right, left)) if sign == "="]
+        return _Part(_COMPARE[sign](a, b), "truth", ids=next((ids for ids in named if ids is not None), None))
 
     def _alike(self, left: _Part, right: _Part) -> tuple[Any, Any]:
         """Both sides in one type: a number that is written out takes the type of the column beside it."""
@@ -241,7 +238,7 @@ class _Parser:
         low, high = (pc.scalar(bound) for bound in pc.min_max(array).values())
         value = left.expression
         found = (value >= low) & (value <= high) & (value.isin(array) | (value != value))
-        return _Part(found, "truth", ids=frozenset(values) if left.name == "object_id" else None)
+        return _Part(found, "truth", ids=_ids(left, values))
 
     def _like(self, left: _Part) -> _Part:
         pattern = self._bits()
@@ -319,6 +316,12 @@ class _Parser:
         self.columns.add(name)
         kind = self.schema.field(name).type
         return _Part(pc.field(name), "text" if pa.types.is_string(kind) else "number", kind, name)
+
+
+def _ids(column: _Part, values: list[Any]) -> frozenset[Any] | None:
+    """The identifiers that a row must have one of, where the column is theirs and the values can be some."""
+    kind = str if column.kind == "text" else int
+    return frozenset(values) if column.name == "object_id" and all(isinstance(v, kind) for v in values) else None
 
 
 def _number(value: float) -> _Part:

@@ -99,6 +99,9 @@ def test_a_number_beside_a_float32_is_a_float32_however_it_is_written() -> None:
         ("object_id NOT IN (1, 2)", None),
         ("object_id > 1", None),
         ("object_id + 1 = 2", None),
+        ("object_id = 1.0", None),
+        ("object_id IN (1, 2.5)", None),
+        ("object_id = object_id", None),
     ],
 )
 def test_the_identifiers_that_a_row_must_have(text: str, ids: set[int] | None) -> None:

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 import ray
 
 from deepshadows.catalog.provenance import software_versions
-from deepshadows.run.manifest import Manifest, ScoreObject, manifest_url
+from deepshadows.run.manifest import Manifest, ScoreObject, manifest_url, write_score_parts
 from deepshadows.run.scores import score_table, score_url
 from deepshadows.settings import Publish, Select
 from deepshadows.verbs import publish
@@ -85,7 +85,7 @@ def write_run(run: str, rows: int) -> None:
         rows_quarantined=0,
         flag_counts={},
         seconds=1.0,
-        scores=tuple(scores),
+        score_parts=write_score_parts(run, "bench", scores),
     )
     Path(manifest_url(run)).write_text(manifest.model_dump_json())
 

@@ -3,7 +3,8 @@
     python -m tests.benchmarks.bench_publish [--rows 10000000] [--rounds 3] [--where /some/disk]
 
 A survey of overlapping tiles is simulated as finished units, published, and validated by `hats` (`publish` does that
-itself). Asserts that no row is lost and that the standard columns take at most 65 B a row. Prints one JSON object.
+itself). Asserts that no row is lost and that the standard columns take at most 65 B a row. Prints one JSON object and
+rewrites its section of RESULTS.md.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from deepshadows.run.scores import score_table, score_url
 from deepshadows.settings import Publish, Select
 from deepshadows.verbs import publish
 from deepshadows.verbs import select as select_verb
+from tests.benchmarks.results import write_section
 
 UNIT_ROWS = 20_000
 MOST_BYTES_A_ROW = 65
@@ -137,6 +139,28 @@ def selections(catalog: str, folder: str) -> dict[str, Any]:
     return found
 
 
+def report(result: dict[str, Any]) -> list[str]:
+    """The lines of RESULTS.md."""
+    each = ", ".join(f"{rate:,.0f}" for rate in result["rows_per_s_of_rounds"])
+    sizes = (result[f"{kind}bytes_per_row"] for kind in ("", "margin_", "index_"))
+    peak = result["peak_gib"]
+    lines = [
+        f"`python -m tests.benchmarks.bench_publish --rows {result['rows']}`, {result['machine']}, "
+        f"{', '.join(f'{name} {version}' for name, version in result['versions'].items())}.",
+        "",
+        f"{result['rows']:,} rows, {result['partitions']} partitions, validated by hats: "
+        f"**{result['rows_per_s']:,.0f} rows/s** (median of {each}), Ray running already.",
+        "Bytes a row: table {:.1f}, margin {:.1f}, id index {:.1f}.".format(*sizes),
+        f"Memory (PSS) at most {peak['all']:.2f} GiB in all processes, {peak['driver']:.2f} GiB in the driver.",
+        "",
+        "| selection | rows | read, MB | seconds |",
+        "|---|---|---|---|",
+    ]
+    for name, found in result["selections"].items():
+        lines.append(f"| {name} | {found['rows']:,} | {found['MB']} | {found['seconds']} |")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=10_000_000)
@@ -167,6 +191,7 @@ def main() -> None:
             "versions": software_versions() | {"ray": ray.__version__, "python": platform.python_version()},
         }
         print(json.dumps(result, indent=1))
+        write_section("Publish and select", report(result))
     finally:
         ray.shutdown()
         shutil.rmtree(folder)

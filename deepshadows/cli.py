@@ -37,6 +37,7 @@ VERBS: dict[str, type[settings.Settings]] = {
     "publish": settings.Publish,
     "select": settings.Select,
     "versions": settings.Versions,
+    "report": settings.Report,
     "status": settings.Status,
     "experiments": settings.Experiments,
 }

@@ -383,6 +383,11 @@ class Evaluate(Cluster):
     catalog: str | None = Field(None, description="Catalogue to judge.", json_schema_extra=PATH)
     truth: str | None = Field(None, description="Truth table for --catalog.", json_schema_extra=PATH)
     radius_arcsec: Annotated[float, Field(gt=0)] = Field(1.0, description="Match radius for --truth.")
+    output: str | None = Field(
+        None,
+        description="With --catalog: PNG of completeness by brightness and size.",
+        json_schema_extra=PATH,
+    )
     purity: Probability | None = Field(None, description="Choose the threshold that reaches this purity.")
     completeness: Probability | None = Field(None, description="Choose the threshold that reaches this completeness.")
     prevalence: Probability | None = Field(
@@ -400,6 +405,8 @@ class Evaluate(Cluster):
         given = {name for name in ("checkpoint", "cutouts", "catalog", "truth") if getattr(self, name)}
         if given not in ({"checkpoint", "cutouts"}, {"catalog", "truth"}):
             raise ValueError("give --checkpoint with --cutouts, or --catalog with --truth")
+        if self.output is not None and self.catalog is None:
+            raise ValueError("--output is the figure of --catalog with --truth; --checkpoint draws none")
         return self
 
     @model_validator(mode="after")
@@ -489,6 +496,29 @@ class Status(Settings):
     """Tell how far a run of classify has come, from what its store holds; it may run anywhere."""
 
     run: str = Field(description="Run directory, local or s3://.", json_schema_extra={**ARGUMENT, **PATH})
+
+
+class Report(Settings):
+    """Make one page about a run or a catalogue, for people: counts, sky, scores, images, flags, provenance."""
+
+    source: str = Field(
+        description="Run, catalogue (its current version), or one version of it (CAT/v0002).",
+        json_schema_extra={**ARGUMENT, **PATH},
+    )
+    output: str = Field(description="HTML file; it needs no other file and no network.", json_schema_extra=PATH)
+    truth: str | None = Field(
+        None, description="Truth table: adds purity and completeness, matched by position.", json_schema_extra=PATH
+    )
+    radius_arcsec: Annotated[float, Field(gt=0)] = Field(1.0, description="Match radius for --truth.")
+    prevalence: Probability | None = Field(
+        None, description="Share of LSBGs in the survey: purity and expected numbers are told for it as well."
+    )
+    threshold: Probability = Field(0.5, description="Candidates have at least this p_lsbg.")
+    gallery: NotNegative = Field(24, description="Objects shown of each kind; their images are read from the input.")
+    usd_per_hour: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Price of all machines of the run together: adds what it cost."
+    )
+    seed: NotNegative = Field(1, description="Seed of what is shown at random.")
 
 
 class Experiments(Cluster):

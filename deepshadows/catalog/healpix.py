@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from astropy.coordinates import Latitude, Longitude
-from cdshealpix.nested import lonlat_to_healpix
+from cdshealpix.nested import lonlat_to_healpix, neighbours
 from numpy.typing import NDArray
 
 from deepshadows.schema import Flag
@@ -102,3 +102,21 @@ def _fits(position: int, end: int, order: int) -> bool:
     """Whether a pixel of that order begins at `position` and ends by `end`."""
     size = 1 << 2 * (INDEX_ORDER - order)
     return position % size == 0 and position + size <= end
+
+
+def with_neighbours(pixels: NDArray[np.int64], order: int) -> NDArray[np.int64]:
+    """The pixels and all that touch them, sorted, each once."""
+    if not len(pixels):
+        return np.empty(0, np.int64)
+    around = np.asarray(neighbours(pixels.astype(np.uint64), order)).astype(np.int64)
+    return np.unique(around[around >= 0])
+
+
+def overlapping(partitions: list[Partition], pixels: NDArray[np.int64], order: int) -> list[Partition]:
+    """The partitions that share sky with any of the pixels (sorted, of this order)."""
+    first, last = pixels << 2 * (INDEX_ORDER - order), ((pixels + 1) << 2 * (INDEX_ORDER - order)) - 1
+    return [
+        partition
+        for partition in partitions
+        if np.searchsorted(first, partition.end_index) > np.searchsorted(last, partition.first_index)
+    ]

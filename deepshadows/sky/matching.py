@@ -50,7 +50,7 @@ def label_by_truth(
         return labels
     points = unit_vectors(ra, dec)
     lsbgs = unit_vectors(true["ra"].to_numpy(), true["dec"].to_numpy())
-    radius, reach = _chord(np.array(radius_arcsec)), _chord(_reach_arcsec(true, radius_arcsec))
+    radius, reach = chord(np.array(radius_arcsec)), chord(reach_arcsec(true, radius_arcsec))
     for centre, near in zip(lsbgs, cKDTree(points).query_ball_point(lsbgs, reach), strict=True):
         if not near:
             continue
@@ -63,12 +63,47 @@ def label_by_truth(
     return labels
 
 
-def _chord(angle_arcsec: NDArray[np.float64]) -> NDArray[np.float64]:
+def match(
+    ra: NDArray[np.float64],
+    dec: NDArray[np.float64],
+    truth_ra: NDArray[np.float64],
+    truth_dec: NDArray[np.float64],
+    radius_arcsec: float,
+) -> NDArray[np.int64]:
+    """Pairs of detections and true objects: each has at most one partner, the closest pair is made first.
+
+    Parameters
+    ----------
+    ra, dec : float64 (N,)
+        Detections, ICRS degrees, finite.
+    truth_ra, truth_dec : float64 (M,)
+    radius_arcsec : float
+        Largest distance of a pair.
+
+    Returns
+    -------
+    int64 (M,)
+        The detection of each true object, -1 where there is none; of equal distances the first in order.
+    """
+    partner = np.full(len(truth_ra), -1, np.int64)
+    if not len(ra) or not len(truth_ra):
+        return partner
+    true, found = cKDTree(unit_vectors(truth_ra, truth_dec)), cKDTree(unit_vectors(ra, dec))
+    reach = float(chord(np.array(radius_arcsec)))
+    pairs = true.sparse_distance_matrix(found, reach, output_type="ndarray")
+    taken = np.zeros(len(ra), dtype=bool)
+    for pair in pairs[np.lexsort((pairs["j"], pairs["i"], pairs["v"]))]:
+        if partner[pair["i"]] < 0 and not taken[pair["j"]]:
+            partner[pair["i"]], taken[pair["j"]] = pair["j"], True
+    return partner
+
+
+def chord(angle_arcsec: NDArray[np.float64]) -> NDArray[np.float64]:
     """Distance of two points on the unit sphere."""
     return np.asarray(2 * np.sin(np.deg2rad(angle_arcsec / 3600) / 2))
 
 
-def _reach_arcsec(true: pa.Table, radius_arcsec: float) -> NDArray[np.float64]:
+def reach_arcsec(true: pa.Table, radius_arcsec: float) -> NDArray[np.float64]:
     """How far an LSBG claims detections, shape (M,)."""
     if "r_eff_arcsec" not in true.column_names:
         return np.full(true.num_rows, radius_arcsec)

@@ -40,6 +40,7 @@ _LAYERS: Mapping[str, str] = MappingProxyType({"des": "des-dr1", "hsc": "hsc2"})
 _GEOMETRIES: Mapping[str, Geometry] = MappingProxyType(
     {"des": Geometry(stretch=DES), "hsc": Geometry(fov_arcsec=21.5, stretch=HSC)}
 )
+_LAYER_OF_STRETCH: Mapping[str, str] = MappingProxyType({DES.name: "des-dr1", HSC.name: "hsc2"})
 _DEFAULT_BANDS = "grz"
 _CENTRE_TOLERANCE_PIX = 1.0
 _GRID = 8
@@ -49,6 +50,13 @@ _FLAT_RANGE, _FLAT_LEVEL = 2, 40
 noise varies by more in all 404 real cut-outs that this was tried on but one, and saturated cores are white."""
 
 _LONGEST_NAME = 120
+
+
+def page_url(ra_deg: float, dec_deg: float, stretch: str) -> str:
+    """Where people see this position, marked, in the survey whose stretch this is (else in the Legacy Surveys)."""
+    at = f"{ra_deg:.6f}", f"{dec_deg:.6f}"
+    layer = _LAYER_OF_STRETCH.get(stretch, "ls-dr10")
+    return f"{URL}?ra={at[0]}&dec={at[1]}&layer={layer}&zoom=15&mark={at[0]},{at[1]}"
 
 
 class BlankError(InputError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import dataclass
 
@@ -16,11 +17,10 @@ from deepshadows.model import shipped
 from deepshadows.model.card import read_card
 from deepshadows.outcomes import Summary
 from deepshadows.sky.cutouts import cut
-from deepshadows.sky.detections import read_table
-from deepshadows.sky.matching import label_by_truth
 from deepshadows.sky.tile_index import scan_tiles
 from deepshadows.sky.tiles import read_tile
-from deepshadows.verbs import classify, detect, evaluate, pictures, publish, simulate
+from deepshadows.verbs import classify, detect, evaluate, pictures, publish, report, simulate
+from deepshadows.verbs.against_truth import read_truth, true_rows
 from deepshadows.verbs.classify_plan import card_geometry
 from deepshadows.verbs.ray_session import ray_session
 
@@ -64,26 +64,29 @@ def run(wanted: settings.Quickstart) -> Summary:
         _step("3/4  Publishing the catalogue")
         publish.run(settings.Publish(run=(places["run"],), catalog=places["catalog"]))
         _step("4/4  Comparing with the truth")
+        against = {"truth": truth, "radius_arcsec": MATCH_ARCSEC, "threshold": 0.5}
         judged = evaluate.run(
-            settings.Evaluate(catalog=places["catalog"], truth=truth, radius_arcsec=MATCH_ARCSEC, threshold=0.5)
+            settings.Evaluate(catalog=places["catalog"], output=places["completeness.png"], **against)
         )
+        report.run(settings.Report(source=places["catalog"], output=places["report.html"], **against))
     catalogue = read_current(places["catalog"]).sort_by([("p_lsbg", "descending")])
     catalogue = catalogue.filter(catalogue["p_lsbg"].is_valid())
-    labels = label_by_truth(catalogue["ra"].to_numpy(), catalogue["dec"].to_numpy(), read_table(truth), MATCH_ARCSEC)
-    _draw(places, catalogue, labels == 1, tiles, checkpoint)
+    is_lsbg = true_rows(catalogue["ra"].to_numpy(), catalogue["dec"].to_numpy(), read_truth(truth), MATCH_ARCSEC)
+    _draw(places, catalogue, is_lsbg, tiles, checkpoint)
     seconds = time.monotonic() - started
     kept, detected = judged.figures["tp"], judged.figures["truth_lsbg_detected"]
     text = (
         found.text[0],
         *scored.text,
-        *judged.text[:-1],
+        *itertools.takewhile(lambda line: not line.startswith("completeness by"), judged.text),
         f"of the {detected} LSBGs that are detected and pass the cuts, the network keeps {kept / max(detected, 1):.1%}",
         "",
-        *_best(catalogue, labels == 1),
+        *_best(catalogue, is_lsbg),
         "",
         f"catalogue  {places['catalog']}   (lsdb.open_catalog opens it)",
         f"network    {checkpoint}",
-        f"pictures   {places['gallery.png']}  {places['scores.png']}",
+        f"pictures   {places['gallery.png']}  {places['scores.png']}  {places['completeness.png']}",
+        f"report     {places['report.html']}   (open it in a browser)",
         f"done in {seconds:.0f} s",
     )
     figures = {**scored.figures, **judged.figures}

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deepshadows.outcomes import InputError
-from deepshadows.sky.matching import label_by_truth
+from deepshadows.sky.matching import label_by_truth, match
 
 
 def truth(ra: list[float], dec: list[float], label: list[int], **more: list[float]) -> pa.Table:
@@ -77,3 +77,54 @@ def test_nothing_to_label() -> None:
 def test_a_truth_table_without_labels_is_refused() -> None:
     with pytest.raises(InputError, match="label"):
         label_by_truth(np.array([1.0]), np.array([1.0]), pa.table({"ra": [1.0], "dec": [1.0]}), 3.0)
+
+
+@given(
+    ra=st.floats(0, 360, exclude_max=True),
+    dec=st.floats(-90, 90),
+    angle=st.floats(0, 360),
+    share=st.floats(0, 0.999),
+)
+@example(ra=0.0, dec=0.0, angle=270.0, share=0.9)
+@example(ra=359.9999999, dec=12.0, angle=90.0, share=0.9)
+@example(ra=17.0, dec=90.0, angle=200.0, share=0.9)
+@example(ra=17.0, dec=-90.0, angle=180.0, share=0.0)
+def test_pairs_are_found_everywhere_within_the_radius_and_never_beyond(
+    ra: float, dec: float, angle: float, share: float
+) -> None:
+    centre = SkyCoord(ra * u.deg, dec * u.deg)
+    for distance, partner in ((share, 0), (2 - share, -1)):
+        place = centre.directional_offset_by(angle * u.deg, distance * u.arcsec)
+        found = match(np.array([place.ra.deg]), np.array([place.dec.deg]), np.array([ra]), np.array([dec]), 1.0)
+        assert found.tolist() == [partner]
+
+
+def test_the_closest_pair_is_made_first_and_leaves_the_other_its_second_choice() -> None:
+    """On a line in arcseconds: true at 0 and 1.0, found at 0.6 and -0.9; 0.6 goes to 1.0, so 0 takes -0.9."""
+    found, true = np.array([0.6, -0.9]) / 3600, np.array([0.0, 1.0]) / 3600
+    at = np.full(2, 200.0)
+    assert match(at, found, at, true, 1.0).tolist() == [1, 0]
+    assert match(at, found, at, true, 0.5).tolist() == [-1, 0]
+    assert match(at[:1], found[:1], at, true, 1.0).tolist() == [-1, 0], "one detection is not two LSBGs"
+    assert match(at, np.zeros(2), at[:1], np.zeros(1), 1.0).tolist() == [0], "of equal distances the first"
+    assert match(at[:0], found[:0], at, true, 1.0).tolist() == [-1, -1]
+
+
+_OFFSETS = st.lists(st.tuples(st.floats(-3, 3), st.floats(-3, 3)), max_size=8)
+
+
+@given(_OFFSETS, _OFFSETS)
+def test_no_pair_could_be_added_and_none_is_shared(
+    found: list[tuple[float, float]], true: list[tuple[float, float]]
+) -> None:
+    points = [np.array(list_, dtype=float).reshape(-1, 2) / 3600 for list_ in (found, true)]
+    partner = match(points[0][:, 0] % 360, points[0][:, 1], points[1][:, 0] % 360, points[1][:, 1], 1.0)
+    used = partner[partner >= 0]
+    assert len(set(used.tolist())) == len(used)
+    separation = np.hypot(*(points[1][:, None] - points[0][None]).transpose(2, 0, 1)) * 3600
+    for row, chosen in enumerate(partner):
+        if chosen >= 0:
+            assert separation[row, chosen] <= 1 + 1e-6
+        else:
+            free = np.setdiff1d(np.arange(len(points[0])), used)
+            assert (separation[row, free] > 1 - 1e-6).all()

@@ -215,7 +215,7 @@ def test_a_catalogue_by_hand(ray_local: None, place: str) -> None:
     publish.run(Publish(run=(run,), catalog=f"{place}/cat"))
     truth = pa.table(
         {
-            "ra": [50.0, 50.1, 50.2, 60.0, 50.3],
+            "ra": [50.0, 50.1, 50.2, 50.25, 50.3],
             "dec": np.full(5, -30.0),
             "label": pa.array([1, 1, 1, 1, 0], pa.int8()),
         }

@@ -22,9 +22,10 @@ from deepshadows.outcomes import AbsentError, InputError, NotFoundError, UsageEr
 from deepshadows.settings import Experiments, Recipe
 from deepshadows.sky.shards import write_shard
 from deepshadows.verbs import experiments
+from deepshadows.verbs.page import Picture
 from deepshadows.verbs.paper import label_noise, report
 from deepshadows.verbs.paper.explanations import most_confident
-from deepshadows.verbs.paper.findings import Number, Picture, Row, Section, Table, judged_logits, numbers
+from deepshadows.verbs.paper.findings import Number, Row, Section, Table, judged_logits, numbers
 from deepshadows.verbs.paper.folds import out_of_fold
 from deepshadows.verbs.paper.label_noise import flipped
 from deepshadows.verbs.paper.published import THREE_CLASS_CONFUSION

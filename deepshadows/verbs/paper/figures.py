@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
 from deepshadows.model.metrics import Judged, auc
-from deepshadows.verbs.paper.findings import DECISION, Figures, Number, Picture, Row
+from deepshadows.verbs.page import Picture
+from deepshadows.verbs.paper.findings import DECISION, Figures, Number, Row
 from deepshadows.verbs.paper.published import published
 from deepshadows.verbs.pictures import png
 

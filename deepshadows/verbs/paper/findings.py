@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from deepshadows.model.metrics import Judged, judge
+from deepshadows.verbs.page import Picture
 from deepshadows.verbs.paper.published import published
 
 MEASURES = ("accuracy", "completeness", "purity", "auc")
@@ -57,16 +58,6 @@ class Table:
     title: str
     rows: tuple[Row, ...]
     interval: str = "95 % bootstrap interval, 1000 resamples of the test rows"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A PNG for the report. `name` is that of its file, without the ending; `alt` says what there is to see."""
-
-    name: str
-    alt: str
-    caption: str
-    png: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

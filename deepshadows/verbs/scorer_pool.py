@@ -5,6 +5,7 @@ Ray Data holds a block, a task and metadata for each unit in the driver; here no
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -132,8 +133,9 @@ class ScorerPool:
             last_line = str(error).strip().splitlines()[-1]
             raise Failure(f"scoring stopped: {last_line}; run the same command again to go on") from error
         finally:
-            for scorer in self._scorers:
-                ray.kill(scorer.actor)
+            with contextlib.suppress(ray.exceptions.RayError):  # the cluster is gone, and they with it
+                for scorer in self._scorers:
+                    ray.kill(scorer.actor)
 
     def _await_start(self, scorer: _Scorer) -> None:
         scorer.ready = False

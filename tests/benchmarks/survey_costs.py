@@ -39,6 +39,11 @@ class Survey:
     """Compressed."""
     detections_per_tile: int
 
+    @property
+    def units_per_tile(self) -> int:
+        """Each opens the tile."""
+        return -(-self.detections_per_tile // TILE_UNIT_ROWS)
+
 
 SURVEYS = (
     # 10,169 tiles of 10,000 pixels and 700 million objects (Y6); fpack takes about a byte a pixel
@@ -49,7 +54,7 @@ SURVEYS = (
 
 
 def tile_cpu_s(figures: Figures, survey: Survey) -> float | None:
-    """CPU seconds to open one tile and cut its detections."""
+    """CPU seconds to open one tile, once a unit, and cut its detections."""
     measured = figures.get("cutouts_rates", {})
     few, many = (measured.get(f"fpack S3 {count}") for count in (1_000, 20_000))
     pixels = figures.get("cutouts_rates", {}).get("tile_pixels")
@@ -57,13 +62,14 @@ def tile_cpu_s(figures: Figures, survey: Survey) -> float | None:
         return None
     each_s = (many["cpu_seconds"] - few["cpu_seconds"]) / 19_000
     opening_s = few["cpu_seconds"] - 1_000 * each_s
-    return float(opening_s * survey.bands * survey.tile_pix**2 / pixels + each_s * survey.detections_per_tile)
+    opening_s *= survey.bands * survey.tile_pix**2 / pixels
+    return float(opening_s * survey.units_per_tile + each_s * survey.detections_per_tile)
 
 
 def costs(figures: Figures, survey: Survey) -> dict[str, str]:
     """The row of a survey."""
     tiles = BILLION / survey.detections_per_tile
-    units = tiles * -(-survey.detections_per_tile // TILE_UNIT_ROWS)
+    units = tiles * survey.units_per_tile
     requests, scorer, gpu = (figures.get(name, {}) for name in ("requests", "scorer", "scorer_gpu"))
     cut_s = tile_cpu_s(figures, survey)
     row = {"survey": survey.name, "tiles": f"{tiles:,.0f}", "units": f"{units:,.0f}"}
@@ -72,15 +78,12 @@ def costs(figures: Figures, survey: Survey) -> dict[str, str]:
     if scorer:
         row["CPU-hours to score"] = f"{BILLION / scorer['fast_images_per_s'] * scorer['cores'] / 3600:,.0f}"
     row["GPU-hours"] = f"{BILLION / gpu['images_per_s'] / 3600:,.1f} ({gpu['device']})" if gpu else NOT_MEASURED
+    row["TB read, written"] = row["S3 requests"] = NOT_MEASURED
     if requests:
-        reread = units / tiles  # each unit of a tile opens it
-        read_tb = tiles * reread * survey.bands * survey.tile_band_mb / 1e6
-        written_tb = BILLION * requests["score_bytes_per_row"] / 1e12
-        per_tile = survey.bands * (requests["header_requests_per_file"] + reread * requests["tile_requests_per_file"])
-        row["TB read, written"] = f"{read_tb:,.1f}, {written_tb:,.2f}"
-        row["S3 requests"] = f"{(tiles * per_tile + units * requests['unit_requests']) / 1e6:,.2f} M"
-    else:
-        row["TB read, written"] = row["S3 requests"] = NOT_MEASURED
+        read_tb = units * survey.bands * survey.tile_band_mb / 1e6  # each unit opens its tile
+        row["TB read, written"] = f"{read_tb:,.1f}, {BILLION * requests['score_bytes_per_row'] / 1e12:,.2f}"
+        asked = tiles * survey.bands * requests["header_requests_per_file"] + units * requests["tile_unit_requests"]
+        row["S3 requests"] = f"{asked / 1e6:,.2f} million"
     return row
 
 

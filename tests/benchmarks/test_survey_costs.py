@@ -1,0 +1,47 @@
+"""The table of costs follows the figures, and the README shows the table of the figures that are committed."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.benchmarks.results import read_figures
+from tests.benchmarks.survey_costs import BEGIN, END, NOT_MEASURED, README, SURVEYS, Survey, costs, table, with_table
+
+SMALL = Survey(name="small", tile_pix=2_000, bands=3, tile_band_mb=10.0, detections_per_tile=250_000)
+FIGURES = {
+    "cutouts_rates": {
+        "tile_pixels": 3 * 4_000**2,
+        "fpack S3 1000": {"cpu_seconds": 5.0},
+        "fpack S3 20000": {"cpu_seconds": 24.0},
+    },
+    "scorer": {"fast_images_per_s": 10_000, "cores": 2},
+    "requests": {"header_requests_per_file": 2.0, "tile_unit_requests": 10, "score_bytes_per_row": 100.0},
+}
+
+
+def test_costs_are_those_of_the_figures() -> None:
+    """4,000 tiles of three units: (4 s a full tile / 4 + 1 ms x 250,000) a tile; 12,000 units of 30 MB."""
+    row = costs(FIGURES, SMALL)
+    assert (row["tiles"], row["units"]) == ("4,000", "12,000")
+    assert row["CPU-hours to cut"] == f"{4_000 * (3 * 4 / 4 + 250) / 3600:,.0f}"
+    assert row["CPU-hours to score"] == "56"
+    assert row["GPU-hours"] == NOT_MEASURED
+    assert row["TB read, written"] == "0.4, 0.10"
+    assert row["S3 requests"] == "0.14 million"
+
+
+def test_a_measured_gpu_is_named() -> None:
+    row = costs({**FIGURES, "scorer_gpu": {"images_per_s": 100_000, "device": "X1"}}, SMALL)
+    assert row["GPU-hours"] == "2.8 (X1)"
+
+
+@pytest.mark.parametrize("lacking", ["cutouts_rates", "scorer", "requests"])
+def test_what_is_not_measured_is_said(lacking: str) -> None:
+    figures = {name: values for name, values in FIGURES.items() if name != lacking}
+    assert NOT_MEASURED in costs(figures, SURVEYS[0]).values()
+
+
+def test_the_readme_shows_what_is_measured() -> None:
+    text = README.read_text()
+    assert with_table(text, table(read_figures())) == text
+    assert text.index(BEGIN) < text.index(END)

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -89,7 +89,7 @@ def first_occurrences(object_id: pa.Array) -> NDArray[np.bool_]:
 
 
 def commit(run: str, unit: Unit, table: pa.Table, fingerprint: str, engine: str) -> Receipt:
-    """Put the score object of a unit; one that was there already is the same and stays.
+    """Put the score object of a unit; one that was there already stays, and the receipt is that of what is there.
 
     The footer carries unit, fingerprint, rows and scored rows, so a listing can be checked without reading rows.
     """
@@ -111,10 +111,10 @@ def commit(run: str, unit: Unit, table: pa.Table, fingerprint: str, engine: str)
     pq.write_table(table.replace_schema_metadata(footer), sink, compression="zstd", use_dictionary=["unit", "run"])
     url = score_url(run, unit.unit)
     etag = storage.create_etag(url, sink.getvalue())
-    size_bytes = sink.tell()
     if etag is None:
         stored = storage.stat(url)
-        etag, size_bytes = stored.etag, stored.size_bytes
+        there = _footer_receipt(run, unit.unit, fingerprint)
+        return replace(there, size_bytes=stored.size_bytes, etag=stored.etag)
     return Receipt(
         unit=unit.unit,
         rows=table.num_rows,
@@ -122,7 +122,7 @@ def commit(run: str, unit: Unit, table: pa.Table, fingerprint: str, engine: str)
         flag_counts=flag_counts,
         engine=engine,
         statistics=statistics.decode(),
-        size_bytes=size_bytes,
+        size_bytes=sink.tell(),
         etag=etag,
     )
 
@@ -162,6 +162,8 @@ def _footer_receipt(run: str, unit: str, fingerprint: str) -> Receipt:
         raise storage.arrow_failure(url, error) from error
     if footer.get(b"deepshadows.fingerprint") != fingerprint.encode():
         raise InputError(f"{url}: belongs to another run; give another --output")
+    if footer.get(b"deepshadows.unit") != unit.encode():
+        raise InputError(f"{url}: holds another unit than its name says; delete it and run classify again")
     try:
         return Receipt(
             unit=unit,

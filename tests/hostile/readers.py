@@ -97,9 +97,12 @@ def _parquet(**columns: list[Any]) -> Callable[[Path], bytes]:
     return good
 
 
+UNIT = "0" * 32
+
+
 def _score_object(folder: Path) -> bytes:
     table = mixed_tables()[0]
-    unit = Unit(unit="u", kind="shard", url="a", etag="", size_bytes=0, rows=table.num_rows)
+    unit = Unit(unit=UNIT, kind="shard", url="a", etag="", size_bytes=0, rows=table.num_rows)
     commit(str(folder), unit, table, "fingerprint", "engine")
     (score,) = storage.list_objects(str(folder / "scores"))
     return storage.read(score.url)
@@ -110,7 +113,6 @@ def _manifest(folder: Path) -> bytes:
     return (folder / "manifest.json").read_bytes()
 
 
-UNIT = "0" * 32
 LISTED = pa.table([[UNIT], [1], ["e"], [0.0]], schema=LISTING_SCHEMA)
 PLANNED = RunRecord(
     run="r", fingerprint="f", inventory="i", plan_parts=1, settings={"a": 1}, checkpoint={}, preprocessing={},

@@ -106,6 +106,22 @@ def test_scores_and_journals_of_another_run_are_not_taken(tmp_path: Path) -> Non
         open_ledger(str(tmp_path), record)
 
 
+def test_a_score_object_under_the_name_of_another_unit_is_not_taken(tmp_path: Path) -> None:
+    record, units = written_plan(str(tmp_path), 5)
+    commit_one(str(tmp_path), units[0], 0)
+    storage.write(score_url(str(tmp_path), units[4].unit), storage.read(score_url(str(tmp_path), units[0].unit)))
+    with pytest.raises(InputError, match="holds another unit"):
+        open_ledger(str(tmp_path), record)
+
+
+def test_of_two_commits_both_receipts_are_of_the_one_that_is_there(place: str) -> None:
+    _, (_, unit) = written_plan(place, 2)
+    first = commit_one(place, unit, 1)
+    assert commit_one(place, unit, 0) == first
+    (entry,) = storage.list_objects(storage.join(place, "scores"))
+    assert (first.etag, first.size_bytes) == (entry.etag, entry.size_bytes)
+
+
 def test_files_that_are_no_score_objects_are_passed_over(tmp_path: Path) -> None:
     record, units = written_plan(str(tmp_path), 2)
     name = units[0].unit

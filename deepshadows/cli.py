@@ -35,6 +35,7 @@ VERBS: dict[str, type[settings.Settings]] = {
     "explain": settings.Explain,
     "classify": settings.Classify,
     "publish": settings.Publish,
+    "reprocess": settings.Reprocess,
     "select": settings.Select,
     "versions": settings.Versions,
     "report": settings.Report,

@@ -492,6 +492,15 @@ class Publish(Cluster, Catalogue):
     run: tuple[str, ...] = Field(min_length=1, description="Run directory; may be repeated.", json_schema_extra=PATH)
 
 
+class Reprocess(Cluster, Scoring, Catalogue):
+    """Bring a catalogue up to date with its input and network: score what changed, rewrite what that touches."""
+
+    threshold: Probability | None = Field(
+        None, description="p_lsbg across which an object changes side; without it, the card's."
+    )
+    fail_on_drift: bool = Field(False, description="Exit with 5 where the drift check alarms; the version stays.")
+
+
 class Status(Settings):
     """Tell how far a run of classify has come, from what its store holds; it may run anywhere."""
 

@@ -38,7 +38,7 @@ from deepshadows.outcomes import Failure, HeldError, InputError, NotFoundError, 
 
 FORMAT_VERSION = 2
 """1 had no margin, no index and no list of published versions."""
-_OURS = re.compile(rf"{VERSION_NAME.pattern}/.*")
+_OURS = re.compile(rf"({VERSION_NAME.pattern}|reprocess)/.*")
 
 
 @dataclass(frozen=True, slots=True)

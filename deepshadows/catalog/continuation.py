@@ -19,8 +19,8 @@ from deepshadows import storage
 from deepshadows.catalog.alignment import SkyCount
 from deepshadows.catalog.exchange import KeptRows
 from deepshadows.catalog.healpix import COUNT_ORDER, INDEX_ORDER, Partition, cover_sky, partition_numbers
-from deepshadows.catalog.unit_rows import of_units, partitions_in, read_unit_rows
-from deepshadows.catalog.version_folder import VersionFolder
+from deepshadows.catalog.unit_rows import of_units, partitions_in, read_unit_rows, with_repeats
+from deepshadows.catalog.version_folder import UNPLACED, VersionFolder
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,25 @@ class Change:
     def kept_rows(self) -> list[KeptRows]:
         """The rows that stay, of what is written anew."""
         folder, gone = self.base.folder, self.base.gone
-        kept = [KeptRows(storage.join(folder.table_url, part.path), part.rows, gone) for part in self.touched]
+        repeats = with_repeats(self.base.units)
+        kept = []
+        for part in self.touched:
+            left_out_url = folder.left_out_url(part.path) if (part.order, part.pixel) in repeats else ""
+            kept.append(KeptRows(storage.join(folder.table_url, part.path), left_out_url, part.rows, gone))
         if self.unplaced:
-            kept.append(KeptRows(folder.unplaced_url, self.base.unplaced_rows, gone))
+            left_out_url = folder.left_out_url(UNPLACED) if (None, None) in repeats else ""
+            kept.append(KeptRows(folder.unplaced_url, left_out_url, self.base.unplaced_rows, gone))
         return kept
+
+    def carried_repeats(self) -> tuple[list[str], int]:
+        """Paths of the files of repeats that are carried over, and the rows in them."""
+        paths: dict[tuple[int | None, int | None], str] = {(part.order, part.pixel): part.path for part in self.carried}
+        if not self.unplaced:
+            paths[None, None] = UNPLACED
+        held = self.base.units.filter(pc.greater(self.base.units["left_out"], 0))
+        triples = list(zip(*(held[name].to_pylist() for name in ("Norder", "Npix", "left_out")), strict=True))
+        kept = [(paths[order, pixel], rows) for order, pixel, rows in triples if (order, pixel) in paths]
+        return sorted({path for path, _ in kept}), sum(rows for _, rows in kept)
 
     def partitions(self, counts: SkyCount, partition_rows: int) -> list[Partition]:
         """Those of the new version, in the order of the sky: carried ones, and others as the rows `counts` ask for."""

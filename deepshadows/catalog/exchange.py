@@ -30,12 +30,16 @@ from deepshadows.catalog.unit_rows import UNIT_ROWS, count_units, of_units
 
 @dataclass(frozen=True, slots=True)
 class KeptRows:
-    """A partition of the version before, or its rows without a place, less those of units that go."""
+    """A partition of the version before, or its rows without a place, less those of units that go.
+
+    `left_out_url` holds repeats that were left out of it, empty where none were: the row that they repeat may go.
+    `gone` are the units, RUN/UNIT each, strings.
+    """
 
     url: str
+    left_out_url: str
     rows: int
     gone: pa.Array
-    """RUN/UNIT of each, strings."""
 
 
 Source = ScoreSource | KeptRows
@@ -75,11 +79,14 @@ def read_rows(source: Source, id_type: pa.DataType) -> pa.Table:
     """Rows of a source with `_healpix_29`, null where they have no place on the sky."""
     if isinstance(source, ScoreSource):
         return read_placed(source)
-    table = read_table(source.url)
     schema = catalog_schema(id_type)
-    if schema.names[0] not in table.column_names:  # unplaced rows
-        table = table.add_column(0, schema.field(0), pa.nulls(len(table), pa.int64()))
-    return table.filter(pc.invert(of_units(table, source.gone))).cast(schema)
+    tables = []
+    for url in filter(None, (source.url, source.left_out_url)):
+        table = read_table(url)
+        if schema.names[0] not in table.column_names:  # unplaced rows
+            table = table.add_column(0, schema.field(0), pa.nulls(len(table), pa.int64()))
+        tables.append(table.filter(pc.invert(of_units(table, source.gone))).cast(schema))
+    return pa.concat_tables(tables)
 
 
 def count_rows(sources: Sequence[Source], id_type: pa.DataType) -> Counted:
@@ -113,25 +120,33 @@ def write_partition(
     division: Division,
     staging_url: str,
     before_url: str | None,
+    left_out_url: str,
+    by_unit: bool,
 ) -> Written:
     """Gather, drop repeats if told so, sort, write; stage what margins and the id index need of it.
 
     Repeats that nobody decided on are reported, nothing is written. Of a partition that the version before has too, at
-    `before_url`, only identifiers that came or went are given to the index.
+    `before_url`, only identifiers that came or went are given to the index. Rows come in the order of their sources;
+    `by_unit` puts them into that of their units, which is the same where all are of one run.
     """
     table = gather(pieces)
+    if by_unit:
+        table = table.sort_by("unit")
     rows = len(table)
     repeated = repeated_rows(table)
     repeats = describe_repeats(table, repeated) if repeated.any() else Repeats()
     if repeats.rows and not keep_first:
         return Written(cell=cell, rows=rows, repeats=repeats)
+    left_out = table.filter(pa.array(repeated))
+    if repeats.rows:
+        storage.write(left_out_url, to_parquet(left_out))
     table = table.filter(pa.array(~repeated))
     table = in_sky_order(table).cast(catalog_schema(table.schema.field("object_id").type))
     data = to_parquet(table if cell != UNPLACED else table.drop_columns(["_healpix_29"]))
     storage.write(url, data)
     written = Written(cell=cell, rows=rows, repeats=repeats, size_bytes=len(data))
     if cell == UNPLACED:
-        return replace(written, units=count_units(table, None))
+        return replace(written, units=count_units(table, left_out, None))
     index = table["_healpix_29"].to_numpy()
     pixels, pixel_rows = count_pixels(index)
     row, beside = division.margins_of(index)
@@ -141,7 +156,7 @@ def write_partition(
         written,
         pixels=pixels,
         pixel_rows=pixel_rows,
-        units=count_units(table, partition),
+        units=count_units(table, left_out, partition),
         margin=put_pieces(table.take(pa.array(row)), beside, storage.join(staging_url, f"margin-{cell:06d}.arrows")),
         indexed=put_entries(added, division, storage.join(staging_url, f"indexed-{cell:06d}.arrows")),
         unindexed=put_entries(removed, division, storage.join(staging_url, f"unindexed-{cell:06d}.arrows")),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -23,20 +24,26 @@ UNIT_ROWS = pa.schema(
         ("Norder", pa.int8()),  # both null: without a place on the sky
         ("Npix", pa.int64()),
         ("rows", pa.int64()),
+        ("left_out", pa.int64()),  # beside these: repeats of objects that another unit has
     ]
 )
 
 
-def count_units(table: pa.Table, partition: Partition | None) -> pa.Table:
+def count_units(table: pa.Table, left_out: pa.Table, partition: Partition | None) -> pa.Table:
     """The rows of each unit in one partition, or among those without a place; columns of UNIT_ROWS."""
-    counted = table.group_by(["run", "unit"]).aggregate([([], "count_all")])
+    both = pa.concat_tables(
+        part.select(["run", "unit"]).append_column("out", pa.array(np.full(len(part), out)))
+        for part, out in ((table, 0), (left_out, 1))
+    )
+    counted = both.group_by(["run", "unit"]).aggregate([([], "count_all"), ("out", "sum")])
     order, pixel = (partition.order, partition.pixel) if partition else (None, None)
     columns = [
         counted["run"],
         counted["unit"],
         pa.array([order] * len(counted), pa.int8()),
         pa.array([pixel] * len(counted), pa.int64()),
-        counted["count_all"],
+        pc.subtract(counted["count_all"], counted["out_sum"]),
+        counted["out_sum"],
     ]
     return pa.table(columns, schema=UNIT_ROWS)
 
@@ -66,3 +73,9 @@ def partitions_in(table: pa.Table) -> list[Partition]:
     summed = placed.group_by(["Norder", "Npix"]).aggregate([("rows", "sum")])
     triples = zip(*(summed[name].to_pylist() for name in ("Norder", "Npix", "rows_sum")), strict=True)
     return sorted((Partition(*triple) for triple in triples), key=lambda partition: partition.first_index)
+
+
+def with_repeats(table: pa.Table) -> set[tuple[int | None, int | None]]:
+    """Order and pixel of the partitions that rows were left out of; None, None for those without a place."""
+    held = table.filter(pc.greater(table["left_out"], 0))
+    return set(zip(held["Norder"].to_pylist(), held["Npix"].to_pylist(), strict=True))

@@ -6,8 +6,11 @@ CAT/vNNNN/NAME/                   the table: HATS partitions of all rows that ha
 CAT/vNNNN/NAME_margin/            HATS margin cache: of each pixel, the rows just outside it
 CAT/vNNNN/NAME_index/             HATS index: object_id -> pixel, sorted by object_id, in parts
 CAT/vNNNN/unplaced.parquet        rows without a place on the sky
+CAT/vNNNN/left_out/               repeats of objects that another unit has, by partition (`--duplicates first`)
 CAT/vNNNN/units.parquet           how many rows of which unit lie in which partition
-CAT/vNNNN/diff.json, drift.json   what changed since the version before, where `reprocess` made this one
+CAT/vNNNN/inventory.parquet       the units it was scored from, with statistics of their rows
+CAT/vNNNN/diff.json, drift.json   what changed since the version before, and whether it looks as before
+CAT/vNNNN/changes/                Parquet: the objects that changed side
 CAT/vNNNN/collection.properties   written last: the version is whole, and a HATS collection of its own
 CAT/vNNNN/staging/                rows on their way to their partitions; gone before the version is published
 """
@@ -72,6 +75,14 @@ class VersionFolder:
     @property
     def drift_url(self) -> str:
         return storage.join(self.url, "drift.json")
+
+    def left_out_url(self, path: str) -> str:
+        """Where the repeats lie that were left out of a partition, or of unplaced.parquet, of that path."""
+        return storage.join(self.url, "left_out", path)
+
+    @property
+    def changed_url(self) -> str:
+        return storage.join(self.url, "changes")
 
     @property
     def properties_url(self) -> str:

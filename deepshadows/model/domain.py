@@ -67,6 +67,12 @@ class Domain:
     typical: NDArray[np.float64]
     limits: NDArray[np.float64]
 
+    @property
+    def spread(self) -> NDArray[np.float64]:
+        """Standard deviations of the logarithms of the summaries over the training images, (F,)."""
+        inverse = np.linalg.inv(self.whitening)
+        return np.asarray(np.sqrt((inverse**2).sum(axis=1)))
+
     def distance(self, summed: NDArray[np.float32]) -> NDArray[np.float32]:
         """How unlike the training images: about 0 is typical of these, above 1 is out of the domain.
 

@@ -48,10 +48,14 @@ def run(settings: Classify) -> Summary:
         }
         | {"checkpoint": shipped.normalise(settings.checkpoint)}
     )
-    target = settings.output
     _, card = checkpoint.load(settings.checkpoint)  # what does not fit is refused before anything is written
     uncertainty.read(settings.checkpoint, card)
-    record = plan(settings, target).record
+    return carry_out(settings, plan(settings, settings.output).record)
+
+
+def carry_out(settings: Classify, record: RunRecord) -> Summary:
+    """Score what is missing of a run that is planned, and commit it."""
+    target = settings.output
     if storage.exists(manifest_url(target)):
         return _summary(target, read_manifest(target), scored_here=0)
     with Lease(target) as lease:

@@ -30,7 +30,7 @@ def run(settings: settings.Publish) -> Summary:
     manifests = [read_manifest(url) for url in urls]
     runs = [_facts(url, manifest) for url, manifest in zip(urls, manifests, strict=True)]
     provenance.check_runs(runs)
-    sources = [source for facts, manifest in zip(runs, manifests, strict=True) for source in _sources(facts, manifest)]
+    sources = [source for url, manifest in zip(urls, manifests, strict=True) for source in sources_of(url, manifest)]
     rows_in = sum(source.rows for source in sources)
     if rows_in == 0:
         raise InputError(f"{', '.join(urls)}: nothing to publish, the runs hold no rows; {catalog} is unchanged")
@@ -69,12 +69,13 @@ def _facts(url: str, manifest: Manifest) -> provenance.RunFacts:
     )
 
 
-def _sources(facts: provenance.RunFacts, manifest: Manifest) -> Iterator[ScoreSource]:
-    for score in chain.from_iterable(score_objects(facts.url, manifest)):
+def sources_of(run: str, manifest: Manifest) -> Iterator[ScoreSource]:
+    """The score objects of a finished run, sorted by unit."""
+    for score in chain.from_iterable(score_objects(run, manifest)):
         if score.url.startswith("/") or "://" in score.url or ".." in score.url.split("/"):
-            raise InputError(f"{facts.url}: its manifest names a score object outside the run: {score.url}")
-        url = storage.join(facts.url, score.url)
-        yield ScoreSource(url, score.size_bytes, score.rows, facts.fingerprint, facts.id_type)
+            raise InputError(f"{run}: its manifest names a score object outside the run: {score.url}")
+        url = storage.join(run, score.url)
+        yield ScoreSource(url, score.size_bytes, score.rows, manifest.fingerprint, manifest.id_type)
 
 
 def _row_figures(runs: list[provenance.RunFacts], rows_in: int, tally: Tally) -> dict[str, int]:

@@ -37,6 +37,7 @@ from deepshadows.catalog.partitions import Repeats, catalog_schema, to_parquet
 from deepshadows.catalog.pieces import Piece
 from deepshadows.catalog.score_objects import in_chunks
 from deepshadows.catalog.unit_rows import write_unit_rows
+from deepshadows.catalog.version_folder import UNPLACED as UNPLACED_FILE
 from deepshadows.catalog.version_folder import table_name
 from deepshadows.outcomes import Failure
 from deepshadows.schema import score_schema
@@ -60,6 +61,8 @@ class Tally:
         Those of them that are not carried over.
     unplaced : int
         Rows without a place on the sky.
+    left_out : int
+        Repeats, those of partitions carried over too; `repeats` are those of partitions written.
     margins : list of Partition
         Cells that have a margin.
     size_bytes : dict
@@ -72,6 +75,7 @@ class Tally:
     partitions: list[Partition] = field(default_factory=list)
     rewritten: list[Partition] = field(default_factory=list)
     unplaced: int = 0
+    left_out: int = 0
     repeats: Repeats = field(default_factory=Repeats)
     units: list[pa.Table] = field(default_factory=list)
     margins: list[Partition] = field(default_factory=list)
@@ -141,7 +145,9 @@ def _write_partitions(version: NewVersion, plan: VersionPlan, division: Any, kee
     for number, pieces in sorted(_stage(version, plan, division).items()):
         path = cells[number].path if number != UNPLACED else ""
         url = storage.join(version.table_url, path) if path else version.unplaced_url
-        items.append((number, pieces, url, keep_first, division, version.staging_url, before.get(path)))
+        left_out_url, by_unit = version.left_out_url(path or UNPLACED_FILE), plan.change is not None
+        task = (number, pieces, url, keep_first, division, version.staging_url, before.get(path), left_out_url, by_unit)
+        items.append(task)
     results = in_order(ray.remote(write_partition), items)
     rows_in = 0
     for written in track(results, "writing partitions", len(items)):
@@ -162,7 +168,7 @@ def _write_partitions(version: NewVersion, plan: VersionPlan, division: Any, kee
             for piece in found:
                 staged[piece.partition].append(piece)
     _check_rows(plan, rows_in, tally, keep_first)
-    _carry_partitions(version, plan, tally)
+    _carry_partitions(version, plan, tally, keep_first)
 
 
 def _check_rows(plan: VersionPlan, rows_in: int, tally: Tally, keep_first: bool) -> None:
@@ -176,14 +182,23 @@ def _check_rows(plan: VersionPlan, rows_in: int, tally: Tally, keep_first: bool)
         raise Failure(f"rows in {plan.rows_in} != rows out {rows_in}: a defect of DeepShadows; nothing was published")
 
 
-def _carry_partitions(version: NewVersion, plan: VersionPlan, tally: Tally) -> None:
-    """Copy what the change does not touch; an empty file where no row is without a place."""
+def _carry_partitions(version: NewVersion, plan: VersionPlan, tally: Tally, keep_first: bool) -> None:
+    """Copy what the change does not touch, with its repeats; an empty file where no row is without a place."""
+    tally.left_out = tally.repeats.rows
     if change := plan.change:
         before = change.base.folder
         pairs = [(_at(before.table_url, entry), _at(version.table_url, entry)) for entry in change.carried]
         if not change.unplaced:
             pairs.append((before.unplaced_url, version.unplaced_url))
             tally.unplaced = change.base.unplaced_rows
+        paths, rows = change.carried_repeats()
+        tally.left_out += rows
+        if rows and not keep_first:
+            raise Failure(
+                f"{rows} rows repeat the object_id of another unit and were left out of {before.name}; nothing was "
+                "published; `--duplicates first` goes on leaving them out"
+            )
+        pairs += [(before.left_out_url(path), version.left_out_url(path)) for path in paths]
         _copy(pairs)
     if not tally.unplaced:
         storage.write(version.unplaced_url, to_parquet(score_schema(plan.id_type).empty_table()))

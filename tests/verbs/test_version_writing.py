@@ -65,7 +65,7 @@ def continued(place: str, catalog: str, name: str, tables: Sequence[pa.Table], g
     base = continue_from(collection.current(catalog), gone)
     before = provenance.facts_of(collection.read_properties(base.folder.table_url).model_extra or {})
     with new_version(catalog) as version:
-        plan = plan_version(list(publish._sources(facts, manifest)), pa.int64(), PARTITION_ROWS, 10.0, base)
+        plan = plan_version(list(publish.sources_of(run, manifest)), pa.int64(), PARTITION_ROWS, 10.0, base)
         tally = write_version(version, plan, keep_first=False)
         described = provenance.properties("x", version.name, [*before, facts], {}, {})
         write_files(version, plan, tally, described)

@@ -28,7 +28,7 @@ from deepshadows.sky.cutouts import METHOD, Geometry, same_scale
 from deepshadows.sky.detections import list_tables
 from deepshadows.sky.shards import list_shards, object_ids, open_shard, shard_geometry
 from deepshadows.sky.stretch import stretch_named
-from deepshadows.sky.tile_index import FITS_SUFFIXES
+from deepshadows.sky.tile_headers import FITS_SUFFIXES
 from deepshadows.verbs.plan_detections import check_detections, group_by_tile, index_tiles, own_detections, tile_units
 
 SCORING_SETTINGS = ("precision", "fov_arcsec")

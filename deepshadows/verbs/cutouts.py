@@ -19,7 +19,8 @@ from deepshadows.sky.detections import Detections, read_detections, read_table
 from deepshadows.sky.images.conversion import geometry_of
 from deepshadows.sky.images.sources import list_sources
 from deepshadows.sky.shards import Cutouts, shard_name, write_shard
-from deepshadows.sky.tile_index import FITS_SUFFIXES, scan_tiles
+from deepshadows.sky.tile_headers import FITS_SUFFIXES
+from deepshadows.sky.tile_index import scan_tiles
 from deepshadows.sky.tiles import TileFiles, open_tile
 from deepshadows.verbs.convert_images import Converted, convert_images, count_rows, labels_by_position
 from deepshadows.verbs.progress import track

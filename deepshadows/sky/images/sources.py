@@ -20,7 +20,7 @@ from deepshadows.sky.images.parquet import count_parquet
 from deepshadows.sky.images.record import Item, Source
 from deepshadows.sky.presets import preset_named
 from deepshadows.sky.shards import shard_name
-from deepshadows.sky.tile_index import FITS_SUFFIXES, named_tile
+from deepshadows.sky.tile_headers import FITS_SUFFIXES, named_tile
 
 SUFFIXES = {
     "npz": (".npz",),

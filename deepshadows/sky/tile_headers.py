@@ -1,4 +1,4 @@
-"""What the headers of one FITS file tell: its bands, their place on the sky, zero point, companions. No Ray, no torch."""
+"""What the headers of a FITS file tell: its bands, their place on the sky, zero point, companions. No Ray, no torch."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from deepshadows.sky.tiles import read_tile
 from deepshadows.verbs import classify
 from tests.end_to_end.ray_head import listeners
 from tests.sky.test_shards import cutouts_of
-from tests.sky.tile_files import noise, write_band, write_tile
+from tests.sky.tile_files import noise, tan_wcs, write_band, write_tile
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -145,22 +145,34 @@ def test_bad_units_are_quarantined_with_their_reason(checkpoint: str, tmp_path: 
     assert rejects["object_id"].to_pylist() == list(range(200, 400)), "identifiers were still readable"
 
 
-def test_a_truncated_tile_and_one_without_wcs_are_quarantined(checkpoint: str, tmp_path: Path) -> None:
+def test_tiles_that_are_truncated_lack_a_wcs_or_have_bands_on_two_grids_are_quarantined(
+    checkpoint: str, tmp_path: Path
+) -> None:
     folder = tmp_path / "tiles"
     wcs = write_tile(folder, "A")
     write_tile(folder, "B", ra=30.4)
     write_band(folder / "C_g.fits", noise((50, 50), 1), wcs=None)
     (folder / "B_r.fits").write_bytes((folder / "B_r.fits").read_bytes()[:50_000])
+    write_tile(folder, "D", ra=30.8, bands="gr")
+    write_band(folder / "D_z.fits", noise((300, 320), 1), wcs=tan_wcs((300, 320), ra=30.801), band="z")
+    write_tile(folder, "E", ra=31.2, bands="gr")
+    write_band(folder / "E_z.fits", noise((300, 321), 1), wcs=tan_wcs((300, 321), ra=31.2), band="z")
     ra, dec = wcs.all_pix2world([100, 200], [100, 200], 0)
-    table = pa.table({"object_id": [1, 2, 3], "ra": [*ra, 30.4], "dec": [*dec, -30.0]})
+    ids = [1, 2, 3, 4, 5]
+    table = pa.table({"object_id": ids, "ra": [*ra, 30.4, 30.8, 31.2], "dec": [*dec, -30.0, -30.0, -30.0]})
     pq.write_table(table, tmp_path / "d.parquet")
     summary = run(checkpoint, str(folder), str(tmp_path / "run"), detections=str(tmp_path / "d.parquet"), retries=0)
     assert summary.exit_code == ExitCode.EXCEPTIONS
-    assert (summary.figures["rows_scored"], summary.figures["rows_quarantined"]) == (2, 1)
+    assert (summary.figures["rows_scored"], summary.figures["rows_quarantined"]) == (2, 3)
     told = "\n".join(summary.text)
     assert "B_r.fits" in told
     assert "C_g.fits" in told
-    assert pq.read_table(tmp_path / "run" / "rejects.parquet")["object_id"].to_pylist() == [3]
+    target = str(tmp_path / "run")
+    reasons = {bad.object: bad.reason for bad in quarantined_units(target, read_manifest(target))}
+    for name, how in (("D", "WCS"), ("E", "shape")):
+        assert how in reasons[f"tile {name}"]
+        assert all(f"{name}_{band}.fits" in reasons[f"tile {name}"] for band in "rz"), "both are named"
+    assert sorted(pq.read_table(tmp_path / "run" / "rejects.parquet")["object_id"].to_pylist()) == [3, 4, 5]
 
 
 def test_an_unreadable_band_quarantines_its_tile(checkpoint: str, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from deepshadows.catalog.inventory import Inventory
 from deepshadows.run.units import UNIT_SCHEMA, Unit, UnitKind
 from deepshadows.settings import Classify, Reprocess, Scoring
 from deepshadows.sky.detections import TABLE_SUFFIXES
-from deepshadows.sky.tile_index import FITS_SUFFIXES
+from deepshadows.sky.tile_headers import FITS_SUFFIXES
 from deepshadows.verbs.classify_plan import Earlier
 
 FOLDER = "reprocess"

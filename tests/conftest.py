@@ -33,14 +33,17 @@ def ray_local(object_store: SeaweedFS) -> Iterator[None]:
         patch.delenv("RAY_ADDRESS", raising=False)
         import ray
 
-        ray.init(
-            address="local",
-            num_cpus=4,
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        from deepshadows.verbs.ray_session import on_the_loopback
+
+        with on_the_loopback():
+            ray.init(
+                address="local",
+                num_cpus=4,
+                include_dashboard=False,
+                _node_ip_address="127.0.0.1",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
         yield
         ray.shutdown()
 

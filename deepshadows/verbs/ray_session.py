@@ -14,6 +14,23 @@ OBJECT_STORE_BYTES = 1 << 30
 
 
 @contextlib.contextmanager
+def on_the_loopback() -> Iterator[None]:
+    """Ray's servers that are started within listen on 127.0.0.1 alone.
+
+    On Linux Ray takes 127.0.0.1 for a name of the machine's own address and listens on every one; what keeps it from
+    that is its switch for desktops, RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER, which it reads once, when it is imported.
+    """
+    from ray._private import ray_constants
+
+    clusters = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = clusters
+
+
+@contextlib.contextmanager
 def ray_session(address: str | None) -> Iterator[None]:
     """A connected Ray; one that we started ends with the block, one that we joined goes on."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -30,15 +47,16 @@ def ray_session(address: str | None) -> Iterator[None]:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                _node_ip_address="127.0.0.1",
-                object_store_memory=OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=True,
-            )
+            with on_the_loopback():
+                ray.init(
+                    address="local",
+                    include_dashboard=False,
+                    _node_ip_address="127.0.0.1",
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    configure_logging=True,
+                )
     except Exception as error:  # Ray raises a bare one where its processes do not start in time
         raise Failure(f"cannot reach Ray at {address or 'a local start'}: {error}") from error
     try:

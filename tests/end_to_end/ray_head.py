@@ -76,9 +76,11 @@ class RayHead:
         found = defaultdict(list)
         for group in json.loads((self.folder / "ray" / "prom_metrics_service_discovery.json").read_text()):
             for target in group["targets"]:
-                for family in text_string_to_metric_families(requests.get(f"http://{target}", timeout=10).text):
-                    for sample in family.samples:
-                        found[sample.name].append(sample)
+                with contextlib.suppress(requests.ConnectionError):  # two have fixed ports, which another Ray may hold
+                    text = requests.get(f"http://{target}", timeout=10).text
+                    for family in text_string_to_metric_families(text):
+                        for sample in family.samples:
+                            found[sample.name].append(sample)
         return found
 
     def family(self) -> list[psutil.Process]:
@@ -117,5 +119,6 @@ def listeners(processes: Iterable[psutil.Process]) -> set[str]:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             connections = process.net_connections("inet")
-            found |= {each.laddr.ip for each in connections if each.status == psutil.CONN_LISTEN}
+            listening = [each.laddr.ip for each in connections if each.status == psutil.CONN_LISTEN]
+            found |= {address.removeprefix("::ffff:") for address in listening}
     return found

@@ -306,6 +306,7 @@ def last_line(output: str) -> dict[str, Any]:
     return record
 
 
+@pytest.mark.parametrize("place", [pytest.param("local", marks=pytest.mark.slow), "s3"], indirect=True)
 @pytest.mark.timeout(600)  # three drivers one after the other, each with a Ray of its own
 def test_a_killed_driver_s_run_goes_on_with_exactly_what_is_missing(checkpoint: str, place: str) -> None:
     source, target = storage.join(place, "in"), storage.join(place, "run")

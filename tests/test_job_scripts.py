@@ -11,7 +11,7 @@ import pytest
 from deepshadows.cli import VERBS
 
 JOBS = Path(__file__).parents[1] / "jobs"
-HERE_ONLY = {"quickstart", "status", "select", "versions", "report"}
+HERE_ONLY = {"quickstart", "status", "select", "versions"}
 """Verbs for one's own screen: nothing of them is a cluster's work."""
 
 

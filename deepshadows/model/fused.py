@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepshadows.model import native
+from deepshadows import native
 from deepshadows.model.domain import SUMMARIES
 from deepshadows.model.engines import CpuEngine, Engine, EngineUnavailableError, LastLayer
 from deepshadows.model.folding import Folded, FoldedBlock, fold

@@ -1,8 +1,8 @@
 """FITS images by rows: what their headers say, and the pixels of some rows without reading others. No Ray, no torch.
 
-Plain images are read by byte ranges. Tile-compressed ones (fpack) are decoded row of tiles by row of tiles: the part
-of the table and of its heap that belongs to the wanted rows becomes a small FITS file, which astropy decodes. What is
-laid out otherwise (gzip, scaled integers, compressed cubes) is read whole.
+Plain images are read by byte ranges. Tile-compressed ones (fpack) are decoded row of tiles by row of tiles: by `rice`,
+or the part of the table and of its heap that belongs to the wanted rows becomes a small FITS file, which astropy
+decodes. What is laid out otherwise (gzip, scaled integers, compressed cubes) is read whole.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from deepshadows import storage
 from deepshadows.outcomes import Failure, InputError, StorageError
+from deepshadows.sky.rice import SLACK_BYTES, Rice
 
 MAX_TILE_PIXELS = 40_000 * 40_000
 """A header that declares more is not believed."""
@@ -74,8 +75,8 @@ class Image(Protocol):
         """Keywords of the image; of a compressed one, those of its table, which hold them too."""
 
     @property
-    def compressed(self) -> bool:
-        """Whether rows are decoded as they are read."""
+    def slow_start(self) -> bool:
+        """Whether each reading of rows takes long before its first row."""
 
     def rows(self, first: int, last: int) -> NDArray[Any]:
         """Pixels of rows `first` to `last` as stored, (last - first, W); an `InputError` where they are damaged."""
@@ -159,7 +160,7 @@ class FitsFile:
 class _Plain:
     """Pixels that lie in the object as they are."""
 
-    compressed = False
+    slow_start = False
 
     def __init__(self, url: str, header: fits.Header, start: int, dtype: np.dtype[Any], width: int) -> None:
         self.header = header
@@ -174,7 +175,7 @@ class _Plain:
 class _Whole:
     """An image that can only be read as one; it stays in memory."""
 
-    compressed = False
+    slow_start = False
 
     def __init__(
         self, file: FitsFile, number: int, header: fits.Header, shape: tuple[int, int], plane: int | None
@@ -197,8 +198,6 @@ class _Whole:
 class _Compressed:
     """A tile-compressed image whose tiles span whole rows."""
 
-    compressed = True
-
     def __init__(self, url: str, size_bytes: int, where: str, hdu: Any, start: int, shape: tuple[int, int]) -> None:
         self.header = hdu.header
         self._url, self._size_bytes, self._where, self._start, self._shape = url, size_bytes, where, start, shape
@@ -209,22 +208,31 @@ class _Compressed:
             for column in hdu.columns
             if column.format.lstrip("01")[:1] in ("P", "Q")
         }
+        self._rice = Rice.of(self.header, self._row.names)
         if self._tile_rows < 1 or self._row.itemsize != self.header["NAXIS1"]:
             raise InputError(f"{where} cannot be read, truncated or damaged: its table of tiles")
         if start + self._row.itemsize * int(self.header["NAXIS2"]) + int(self.header["PCOUNT"]) > size_bytes:
             raise InputError(f"{where} cannot be read, truncated or damaged: {size_bytes} bytes are too few")
 
+    @property
+    def slow_start(self) -> bool:
+        return self._rice is None
+
     def rows(self, first: int, last: int) -> NDArray[Any]:
         low, high = first // self._tile_rows, -(-last // self._tile_rows)
-        with fits_errors(self._where):
-            part = self._part(low, high)
-            with fits.open(io.BytesIO(part), memmap=False) as hdus:
-                data = np.asarray(hdus[1].data)
         offset = low * self._tile_rows
+        with fits_errors(self._where):
+            table, heap = self._part(low, high)
+            if self._rice is not None and (table["COMPRESSED_DATA"][:, 0] > 0).all():
+                shape = min(high * self._tile_rows, self._shape[0]) - offset, self._shape[1]
+                data = self._rice.decode(table, heap, low, self._tile_rows * self._shape[1], shape, self._where)
+            else:
+                with fits.open(io.BytesIO(self._small_file(table, heap, low)), memmap=False) as hdus:
+                    data = np.asarray(hdus[1].data)
         return data[first - offset : last - offset]
 
-    def _part(self, low: int, high: int) -> bytes:
-        """A FITS file of the tiles `low` to `high` alone."""
+    def _part(self, low: int, high: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """Rows `low` to `high` of the table, and what they point to of the heap, with some bytes behind it."""
         row_bytes = self._row.itemsize
         table = np.frombuffer(self._read(self._start + low * row_bytes, (high - low) * row_bytes), self._row).copy()
         begin, end = 1 << 62, 0
@@ -237,10 +245,16 @@ class _Compressed:
         for name in self._descriptors:
             table[name][:, 1] = np.where(table[name][:, 0] > 0, table[name][:, 1] - begin, 0)
         heap = self._start + int(self.header.get("THEAP", row_bytes * self.header["NAXIS2"]))
-        data = table.tobytes() + bytes(self._read(heap + int(begin), int(end - begin)))
+        found = np.zeros(int(end - begin) + SLACK_BYTES, np.uint8)
+        found[: int(end - begin)] = self._read(heap + int(begin), int(end - begin))
+        return table, found
+
+    def _small_file(self, table: NDArray[Any], heap: NDArray[np.uint8], low: int) -> bytes:
+        """A FITS file of these tiles alone; `low` is the number of the first."""
+        data = table.tobytes() + heap.tobytes()
         header: fits.Header = self.header.copy()
-        header["NAXIS2"], header["PCOUNT"] = high - low, int(end - begin)
-        header["ZNAXIS2"] = min(high * self._tile_rows, self._shape[0]) - low * self._tile_rows
+        header["NAXIS2"], header["PCOUNT"] = len(table), len(heap)
+        header["ZNAXIS2"] = min((low + len(table)) * self._tile_rows, self._shape[0]) - low * self._tile_rows
         header.remove("THEAP", ignore_missing=True)
         if "ZDITHER0" in header:  # the seed of a tile is that of the first and its number
             header["ZDITHER0"] = (header["ZDITHER0"] + low - 1) % _DITHER_SEEDS + 1

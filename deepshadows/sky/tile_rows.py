@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from deepshadows.sky.fits_files import Image, fits_errors
 
-_NEAR_BYTES, _FAR_BYTES, _COMPRESSED_BYTES = 2 << 20, 16 << 20, 16 << 20
+_FEW_BYTES, _MANY_BYTES = 2 << 20, 16 << 20
 """Of one band's float32 rows read together: a disk's cache is fastest in pieces that stay in the processor's; each
-request to a store, and each start of a decoder, takes its time."""
+request to a store, and each start of astropy's decoder, takes its time."""
 _GROUP_ROWS = 1024
 Task = TypeVar("Task")
 _PANSTARRS_ASINH = np.float32(2.5 / np.log(10))
@@ -175,8 +175,8 @@ class TileRows:
 
     @property
     def rows_at_once(self) -> int:
-        compressed = any(image is not None and image.compressed for reader in self.readers for image in reader.images())
-        wanted = _COMPRESSED_BYTES if compressed else _FAR_BYTES if self.far else _NEAR_BYTES
+        slow = any(image is not None and image.slow_start for reader in self.readers for image in reader.images())
+        wanted = _MANY_BYTES if slow or self.far else _FEW_BYTES
         return max(2, wanted // (4 * self.shape[1]) // 2 * 2)
 
     def rows(self, first: int, last: int) -> StoredRows:

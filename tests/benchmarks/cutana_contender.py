@@ -37,7 +37,7 @@ def main() -> None:
     started = time.perf_counter()
     result = cutana.Orchestrator(config).run()
     seconds = time.perf_counter() - started
-    images = sum(len(zarr.open(str(path), mode="r")["images"]) for path in sorted(output.rglob("images.zarr")))
+    images = sum(zarr.open(str(path), mode="r")["images"].shape[0] for path in sorted(output.rglob("images.zarr")))
     print(json.dumps({"seconds": seconds, "images": images, "version": version("cutana"), "status": str(result)[:500]}))
 
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from deepshadows.model import checkpoint, engines, fused, native, uncertainty
+from deepshadows import native
+from deepshadows.model import checkpoint, engines, fused, uncertainty
 from deepshadows.model.card import Card
 from deepshadows.model.domain import SUMMARIES, summaries
 from deepshadows.model.engines import Engine, EngineUnavailableError

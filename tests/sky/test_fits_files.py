@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from deepshadows import storage
 from deepshadows.outcomes import InputError
 from deepshadows.schema import Flag
+from deepshadows.sky import rice
 from deepshadows.sky.cutouts import Geometry, cut, cut_parts
-from deepshadows.sky.fits_files import FitsFile
+from deepshadows.sky.fits_files import FitsFile, fits_errors
 from deepshadows.sky.stretch import DES
 from deepshadows.sky.tile_index import scan_tiles
 from deepshadows.sky.tiles import open_tile, read_tile
@@ -24,6 +25,8 @@ from tests.sky.tile_files import noise, tan_wcs, write_tile
 SHAPE = (90, 70)
 FLOATS = noise(SHAPE, 3)
 INTEGERS = np.random.default_rng(4).integers(0, 2**15, SHAPE)
+
+HOLES = np.where(INTEGERS % 50 == 0, np.float32(np.nan), FLOATS)
 
 
 def compressed(data: np.ndarray, kind: str, **options: Any) -> fits.CompImageHDU:
@@ -40,7 +43,11 @@ LAYOUTS: dict[str, Any] = {
     "rice": lambda: compressed(FLOATS, "RICE_1", quantize_level=4, quantize_method=1, dither_seed=9950),
     "rice, exact zeros": lambda: compressed(FLOATS, "RICE_1", quantize_level=4, quantize_method=2, dither_seed=10000),
     "rice, no dither": lambda: compressed(FLOATS, "RICE_1", quantize_level=4, quantize_method=-1),
+    "rice, NaN": lambda: compressed(HOLES, "RICE_1", quantize_level=4, quantize_method=1, dither_seed=77),
     "rice of integers": lambda: compressed(INTEGERS.astype(np.int32), "RICE_1"),
+    "rice of short integers": lambda: compressed((INTEGERS - 2**14).astype(np.int16), "RICE_1"),
+    "rice of a mask": lambda: compressed((INTEGERS > 2**14).astype(np.int32), "RICE_1"),
+    "rice of white noise": lambda: compressed((INTEGERS**4).astype(np.int32), "RICE_1"),
     "rice, 7 rows a tile": lambda: compressed(
         FLOATS, "RICE_1", quantize_level=4, quantize_method=1, dither_seed=1, tile_shape=(7, 70)
     ),
@@ -71,8 +78,45 @@ def test_some_rows_are_those_of_the_whole_image(
     assert missing is None
     found = image.rows(first, last)
     assert found.dtype.kind == expected.dtype.kind
-    assert np.array_equal(found, expected[first:last])
+    assert np.array_equal(found, expected[first:last], equal_nan=found.dtype.kind == "f")
     assert np.array_equal(other.rows(first, last), (FLOATS + 2)[first:last])
+
+
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout.startswith("rice")])
+def test_without_a_compiler_astropy_decodes_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    path = tmp_path / "a.fits"
+    fits.HDUList([fits.PrimaryHDU(), LAYOUTS[layout]()]).writeto(path)
+    found = []
+    for library in (rice._library(), None):
+        monkeypatch.setattr(rice, "_library", lambda library=library: library)
+        (image,) = FitsFile(str(path), path.stat().st_size).images([1], SHAPE, None)
+        assert image is not None
+        assert image.slow_start is (library is None) or "square" in layout
+        found.append(image.rows(13, 81))
+    assert np.array_equal(*found, equal_nan=found[0].dtype.kind == "f")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(flips=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=30), cut=st.floats(0.3, 1))
+def test_damaged_rice_is_pixels_or_an_error(tmp_path: Path, flips: list[tuple[float, int]], cut: float) -> None:
+    path = tmp_path / "a.fits"
+    if not path.exists():
+        fits.HDUList([fits.PrimaryHDU(), LAYOUTS["rice"]()]).writeto(path)
+    with fits.open(path, disable_image_compression=True) as hdus:
+        table = hdus[1].fileinfo()["datLoc"]
+    data = bytearray(path.read_bytes())
+    for where, value in flips:
+        data[int(table + where * (len(data) - table - 1))] = value
+    (tmp_path / "b.fits").write_bytes(data)
+    try:
+        with fits_errors("b.fits"):
+            (image,) = FitsFile(str(tmp_path / "b.fits"), int(cut * len(data))).images([1], SHAPE, None)
+            assert image is not None
+            assert image.rows(0, SHAPE[0]).shape == SHAPE
+    except InputError as error:
+        assert "b.fits" in str(error)
 
 
 def read_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:

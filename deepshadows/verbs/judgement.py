@@ -17,8 +17,8 @@ from deepshadows.outcomes import Summary
 from deepshadows.settings import Evaluate
 
 AT_PREVALENCE = ("purity_at_prevalence", "accuracy_at_prevalence")
-DRAWN_ROWS = 1_000_000_000
-"""Rows that all bootstrap resamples draw together, at most: a minute."""
+DRAWN_ROWS, FEWEST_RESAMPLES = 300_000_000, 50
+"""Rows that all bootstrap resamples draw together, at most; more rows have fewer resamples, and need fewer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def judgement(settings: Evaluate, subject: Subject) -> Summary:
 
 
 def _measures(settings: Evaluate, subject: Subject, rows: Judged, threshold: float) -> dict[str, float | int | None]:
-    resamples = int(np.clip(DRAWN_ROWS // len(rows.labels), 50, RESAMPLES))
+    resamples = int(np.clip(DRAWN_ROWS // len(rows.labels), FEWEST_RESAMPLES, RESAMPLES))
     found = judge(
         rows, threshold, prevalence=settings.prevalence, calibrated_at=subject.prevalence, resamples=resamples
     )

@@ -1,7 +1,7 @@
 """Images of a few objects, read again from the shards or tiles that a run was made from. No Ray, no torch.
 
-Of a shard the row groups of these objects are read, of a tile its bands; input that has gone or changed gives a reason
-in place of the image, never another image.
+Of a shard the row groups of these objects are read, of a tile the rows around them; input that has gone or changed
+gives a reason in place of the image, never another image.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from deepshadows.run.units import Unit, UnitKind
 from deepshadows.schema import IMAGE_SHAPE
 from deepshadows.sky.cutouts import Geometry, bring_to_field, cut
 from deepshadows.sky.row_groups import read_rows
-from deepshadows.sky.shards import cutouts_from_table, open_shard
+from deepshadows.sky.shards import check_row_groups, cutouts_from_table, open_shard
 from deepshadows.sky.stretch import stretch_named
-from deepshadows.sky.tiles import BandSource, TileFiles, read_tile
+from deepshadows.sky.tiles import BandSource, TileFiles, open_tile
 from deepshadows.verbs.review.run_parts import RunPart
 
 Image = NDArray[np.uint8]
@@ -104,7 +104,7 @@ def _from_tile(unit: Unit, objects: list[Wanted], geometry: Geometry) -> dict[Wa
         _check_unchanged(at.url, at.etag)
     placed = [one for one in objects if one.ra is not None and one.dec is not None]
     ra, dec = (np.array([getattr(one, name) for one in placed], np.float64) for name in ("ra", "dec"))
-    images = cut(read_tile(TileFiles(unit.tile, bands), geometry.bands), ra, dec, geometry).images
+    images = cut(open_tile(TileFiles(unit.tile, bands), geometry.bands), ra, dec, geometry).images
     return dict(zip(placed, images, strict=True))
 
 
@@ -113,6 +113,7 @@ def _from_shard(unit: Unit, objects: list[Wanted], geometry: Geometry) -> dict[W
         return {}
     _check_unchanged(unit.url, unit.etag)
     file = open_shard(unit.url)
+    check_row_groups(file, unit.url, unit.first_row, unit.rows)
     try:
         ids = read_rows(file, unit.first_row, unit.rows, ["object_id"])["object_id"].to_pylist()
         rows: dict[Any, int] = {}

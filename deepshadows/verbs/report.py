@@ -19,6 +19,7 @@ from deepshadows.verbs.judgement import judgement
 from deepshadows.verbs.page import Html
 from deepshadows.verbs.progress import track
 from deepshadows.verbs.review import charts, sections
+from deepshadows.verbs.review.galleries import ABOUT_IMAGES, gallery, wanted
 from deepshadows.verbs.review.images import Image, Wanted, read_images
 from deepshadows.verbs.review.sources import Source, check_complete, open_source
 from deepshadows.verbs.review.tables import in_batches
@@ -54,7 +55,8 @@ def run(settings: Report) -> Summary:
             comparison.add(table)
     check_complete(source, tally.rows)
     shown = {name: _rows(tally, name) for name in GALLERIES}
-    found = read_images({sections.wanted(row) for rows in shown.values() for row in rows}, source.runs)
+    objects = {wanted(row) for rows in shown.values() for row in rows}
+    found = read_images(objects, source.preprocessing, source.find)
     told = _sections(source, tally, shown, found, settings)
     judged = None
     if source.diff is not None or source.drift is not None:
@@ -93,14 +95,14 @@ def _sections(
     found: Mapping[Wanted, Image | str],
     settings: Report,
 ) -> list[tuple[str, str, Html]]:
-    stretch = next((str(run.preprocessing.get("stretch", "")) for run in source.runs), "")
+    stretch = str(source.preprocessing.get("stretch", ""))
     histogram = charts.scores(tally.histogram, settings.threshold)
-    galleries = [sections.gallery(name, rows, found, stretch) for name, rows in shown.items()]
+    galleries = [gallery(name, rows, found, stretch) for name, rows in shown.items()]
     return [
         ("counts", "Counts", sections.counts(source, tally)),
         ("sky", "Sky", sections.sky(charts.sky_maps(tally.sky), charts.sky_facts(tally.sky))),
         ("scores", "Scores", sections.scores(tally, histogram, settings.prevalence)),
-        ("objects", "Objects", page.join([page.notes(sections.ABOUT_IMAGES), *galleries])),
+        ("objects", "Objects", page.join([page.notes(ABOUT_IMAGES), *galleries])),
         ("flags", "Flags", sections.flags(tally)),
         ("quarantine", "Quarantine", sections.quarantine(source)),
         ("throughput", "Throughput and cost", sections.throughput(source, settings.usd_per_hour)),
@@ -109,7 +111,7 @@ def _sections(
 
 
 def _changes(source: Source) -> Html:
-    diff = source.diff or {}
+    diff = (source.diff or {}).get("objects", {})
     edges, counts = diff.get("shift_edges", []), diff.get("shifts", [])
     drawn = charts.shifts(edges, counts) if counts and len(edges) == len(counts) + 1 else None
     return sections.changes(source.diff, source.drift, drawn)

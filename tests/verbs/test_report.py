@@ -33,7 +33,7 @@ from deepshadows.sky.tile_index import scan_tiles
 from deepshadows.sky.tiles import read_tile
 from deepshadows.verbs import evaluate, publish, report
 from deepshadows.verbs.review.images import Wanted, read_images
-from deepshadows.verbs.review.run_parts import RunPart
+from deepshadows.verbs.review.run_parts import units_named
 from deepshadows.verbs.review.tally import Chosen, SkyCounts, Tally
 from tests.chromium import BINARY, Chromium
 from tests.sky.tile_files import write_tile
@@ -218,12 +218,20 @@ def test_purity_and_completeness_are_those_of_evaluate(
     assert one.figures["rows_selected"] == of_catalogue.figures["rows_selected"]
     finding = {"what": "score shift", "against": "before", "where": "survey", "rows": 9, "value": 0.4, "limit": 0.25}
     drift = {"line": "DRIFT: score shift <b>", "findings": [{**finding, "alarm": True}]}
-    diff = {"new": 7, "gone": 2, "up": 3, "down": 1, "shifts": [0, 4, 6, 0], "shift_edges": [-1, -0.5, 0, 0.5, 1]}
+    objects = {"new": 7, "gone": 2, "up": 3, "down": 1, "shifts": [0, 4, 6, 0], "shift_edges": [-1, -0.5, 0, 0.5, 1]}
+    diff = {"objects": objects, "version_before": "v0000", "partitions": {"rewritten": ["a"], "carried": 3}}
     for name, told in (("diff", diff), ("drift", drift)):
         Path(catalog, "v0001", f"{name}.json").write_text(json.dumps(told))
     _, shown = made(catalog, tmp_path, gallery=0)
     told = shown.section("changes").text
-    for part in ("DRIFT: score shift <b>", "new 7", "crossed the threshold downwards 1", "before survey 9 0.400 0.250"):
+    for part in (
+        "DRIFT: score shift <b>",
+        "new 7",
+        "crossed the threshold downwards 1",
+        "before survey 9 0.400 0.250",
+        "version before v0000",
+        "1 rewritten, 3 carried over",
+    ):
         assert part in told
     assert any("4 objects fell, 6 rose" in image.attributes["alt"] for image in shown.all("img"))
     Path(catalog, "v0001", "diff.json").write_text("[1")
@@ -286,23 +294,24 @@ def test_images_of_tiles_are_those_that_the_network_saw(tmp_path: Path) -> None:
         id_type="int64", units_planned=1, rows_planned=2, versions={},
     )  # fmt: skip
     (tmp_path / "run" / "run.json").write_text(record.model_dump_json())
-    part = RunPart(
-        url=str(tmp_path / "run"), run="run", fingerprint="", settings={}, checkpoint={}, engine="", versions={},
-        preprocessing={"stretch": "des-1", "fov_arcsec": 33.5, "bands": ["z", "r", "g"]}, rows={}, units={},
-        seconds=None, quarantined=(),
-    )  # fmt: skip
+    preparation = {"stretch": "des-1", "fov_arcsec": 33.5, "bands": ["z", "r", "g"]}
+
+    def images(objects: list[Wanted]) -> dict[Wanted, object]:
+        return dict(read_images(objects, preparation, lambda run, names: units_named(str(tmp_path / run), names)))
+
     objects = [Wanted(number, 30.0, -30.0 + number / 3600, unit.unit, "run") for number in range(2)]
-    found = read_images(objects, [part])
+    found = images(objects)
     geometry = Geometry(stretch=DES)
     seen = cut(read_tile(tile, geometry.bands), np.full(2, 30.0), np.array([-30.0, -30 + 1 / 3600]), geometry).images
     for one, image in zip(objects, seen, strict=True):
         assert np.array_equal(found[one], image)
     (tmp_path / "tiles" / "T1_r.fits").unlink()
-    gone = read_images(objects, [part])
+    gone = images(objects)
     assert all("T1_r.fits: not found" in str(reason) for reason in gone.values())
-    assert read_images([Wanted(1, 1.0, 1.0, "x", "another")], [part])[Wanted(1, 1.0, 1.0, "x", "another")] == (
-        "run another is gone"
-    )
+    stranger, other = Wanted(1, 1.0, 1.0, "x", "another"), Wanted(1, 1.0, 1.0, "x", "run")
+    told = images([stranger, other])
+    assert "run.json is gone" in str(told[stranger])
+    assert told[other] == "its work unit is not among those of run run"
 
 
 def test_a_run_without_rows_has_a_page(tmp_path: Path) -> None:

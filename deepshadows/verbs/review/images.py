@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from deepshadows import storage
 from deepshadows.outcomes import Failure, InputError, StorageError
-from deepshadows.run.plan import plan_blocks
-from deepshadows.run.record import read_record
 from deepshadows.run.units import Unit, UnitKind
 from deepshadows.schema import IMAGE_SHAPE
 from deepshadows.sky.cutouts import Geometry, bring_to_field, cut
@@ -29,9 +26,10 @@ from deepshadows.sky.row_groups import read_rows
 from deepshadows.sky.shards import check_row_groups, cutouts_from_table, open_shard
 from deepshadows.sky.stretch import stretch_named
 from deepshadows.sky.tiles import BandSource, TileFiles, open_tile
-from deepshadows.verbs.review.run_parts import RunPart
 
 Image = NDArray[np.uint8]
+Find = Callable[[str, Sequence[str]], Mapping[str, Unit]]
+"""Units of a run, by name; a `Failure` says why there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,52 +43,45 @@ class Wanted:
     run: str
 
 
-def read_images(wanted: Collection[Wanted], runs: Sequence[RunPart]) -> dict[Wanted, Image | str]:
-    """Images uint8 (64, 64, 3), or for an object why there is none."""
+def read_images(wanted: Collection[Wanted], preprocessing: Mapping[str, Any], find: Find) -> dict[Wanted, Image | str]:
+    """Images uint8 (64, 64, 3), or for an object why there is none.
+
+    Parameters
+    ----------
+    preprocessing : dict
+        Field, bands and stretch of the network's images.
+    find : callable
+        Work units by run and name.
+    """
     found: dict[Wanted, Image | str] = {}
     by_run: dict[str, dict[str, list[Wanted]]] = defaultdict(lambda: defaultdict(list))
     for one in wanted:
         by_run[one.run][one.unit].append(one)
-    known = {run.run: run for run in runs}
     for run, by_unit in by_run.items():
         units: Mapping[str, Unit] = {}
-        reason = f"run {run} is gone"
-        if run in known:
-            try:
-                units = _units_named(known[run].url, list(by_unit))
-                reason = "its work unit is not in the run's plan"
-            except Failure as error:
-                reason = str(error)
+        reason = f"its work unit is not among those of run {run}"
+        try:
+            units = find(run, list(by_unit))
+        except Failure as error:
+            reason = str(error)
         for unit, objects in by_unit.items():
             found.update(dict.fromkeys(objects, reason))
             if unit in units:
-                found.update(_of_unit(units[unit], objects, known[run]))
+                found.update(_of_unit(units[unit], objects, preprocessing))
     return found
 
 
-def _units_named(run_url: str, names: Sequence[str]) -> dict[str, Unit]:
-    """Units of a run's plan, by name."""
-    record = read_record(run_url)
-    if record is None:
-        raise InputError(f"{run_url}: its record run.json is gone")
-    wanted = pa.array(names)
-    found = (block.filter(pc.is_in(block["unit"], wanted)) for block in plan_blocks(run_url, record))
-    return {row["unit"]: Unit(**row) for block in found for row in block.to_pylist()}
-
-
-def _of_unit(unit: Unit, objects: list[Wanted], run: RunPart) -> dict[Wanted, Image | str]:
+def _of_unit(unit: Unit, objects: list[Wanted], preprocessing: Mapping[str, Any]) -> dict[Wanted, Image | str]:
     """Images of some objects of one unit; what cannot be read is its reason, for all of them."""
     try:
-        told = run.preprocessing
         geometry = Geometry(
             size_pix=IMAGE_SHAPE[0],
-            fov_arcsec=float(told["fov_arcsec"]),
-            bands=tuple(told["bands"]),
-            stretch=stretch_named(str(told["stretch"])),
+            fov_arcsec=float(preprocessing["fov_arcsec"]),
+            bands=tuple(preprocessing["bands"]),
+            stretch=stretch_named(str(preprocessing["stretch"])),
         )
-        images = (
-            _from_tile(unit, objects, geometry) if unit.kind == UnitKind.TILE else _from_shard(unit, objects, geometry)
-        )
+        read = _from_tile if unit.kind == UnitKind.TILE else _from_shard
+        images = read(unit, objects, geometry)
         return {one: images.get(one, "no image was given") for one in objects}
     except (InputError, StorageError, KeyError, TypeError, ValueError) as error:
         reason = str(error) if isinstance(error, Failure) else f"{unit.name}: {type(error).__name__}: {error}"
@@ -98,6 +89,8 @@ def _of_unit(unit: Unit, objects: list[Wanted], run: RunPart) -> dict[Wanted, Im
 
 
 def _from_tile(unit: Unit, objects: list[Wanted], geometry: Geometry) -> dict[Wanted, Image]:
+    if not unit.source:
+        raise InputError(f"tile {unit.tile}: where its bands lie was in the run's plan, which is gone")
     source = json.loads(unit.source)
     bands = {band: BandSource(**{**at, "shape": tuple(at["shape"])}) for band, at in source["bands"].items()}
     for at in bands.values():

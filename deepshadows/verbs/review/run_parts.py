@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from deepshadows import storage
 from deepshadows.catalog.score_objects import ScoreSource
 from deepshadows.outcomes import InputError
 from deepshadows.run.ledger import open_ledger
 from deepshadows.run.manifest import Manifest, QuarantinedUnit, quarantined_units, score_objects
-from deepshadows.run.plan import unit_ids
-from deepshadows.run.record import RunRecord
+from deepshadows.run.plan import plan_blocks, unit_ids
+from deepshadows.run.record import RunRecord, read_record
 from deepshadows.run.scores import committed, quarantined, score_url
+from deepshadows.run.units import Unit
 
 ROWS = ("planned", "scored", "unscored", "quarantined")
 MOST_QUARANTINED = 1000
@@ -67,6 +69,16 @@ def of_manifest(url: str, manifest: Manifest) -> RunPart:
         seconds=manifest.seconds,
         quarantined=tuple(itertools.islice(quarantined_units(url, manifest), MOST_QUARANTINED)),
     )
+
+
+def units_named(run_url: str, names: Sequence[str]) -> dict[str, Unit]:
+    """Units of a run's plan, by name."""
+    record = read_record(run_url)
+    if record is None:
+        raise InputError(f"{run_url}: its record run.json is gone")
+    wanted = pa.array(names)
+    found = (block.filter(pc.is_in(block["unit"], wanted)) for block in plan_blocks(run_url, record))
+    return {row["unit"]: Unit(**row) for block in found for row in block.to_pylist()}
 
 
 def _common(url: str, told: Manifest | RunRecord) -> dict[str, Any]:

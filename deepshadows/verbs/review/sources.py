@@ -11,18 +11,33 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from deepshadows import storage
 from deepshadows.catalog import versions
 from deepshadows.catalog.collection import read_pointer, read_properties
+from deepshadows.catalog.inventory import Inventory
+from deepshadows.catalog.inventory import read as read_inventory
 from deepshadows.catalog.score_objects import arrow_id_type
 from deepshadows.catalog.version_folder import VERSION_NAME, VersionFolder
 from deepshadows.outcomes import Failure, InputError, StorageError, UsageError
-from deepshadows.run.manifest import manifest_url, read_manifest
+from deepshadows.run.manifest import QuarantinedUnit, manifest_url, read_manifest
 from deepshadows.run.record import RunRecord, read_record
+from deepshadows.run.units import UNIT_SCHEMA, Unit
 from deepshadows.schema import score_schema
-from deepshadows.verbs.review.run_parts import ROWS, RunPart, of_manifest, of_store, scores_of
+from deepshadows.verbs.review.images import Find
+from deepshadows.verbs.review.run_parts import (
+    MOST_QUARANTINED,
+    ROWS,
+    RunPart,
+    of_manifest,
+    of_store,
+    scores_of,
+    units_named,
+)
 from deepshadows.verbs.review.tables import Table, score_tables
+
+_OF_UNIT = [name for name in UNIT_SCHEMA.names if name != "source"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +54,12 @@ class Source:
         Those whose manifest or record can be read.
     missing_runs : dict
         Address and reason of the others.
+    preprocessing : dict
+        Field, bands and stretch of the images.
+    find : callable
+        Work units by run and name.
+    quarantined : tuple of QuarantinedUnit
+        The first of them.
     tables : callable
         Gives the rows, part by part, all columns of a score table.
     diff, drift : dict or None
@@ -53,6 +74,9 @@ class Source:
     runs: tuple[RunPart, ...]
     missing_runs: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, str]
+    preprocessing: Mapping[str, Any]
+    find: Find
+    quarantined: tuple[QuarantinedUnit, ...]
     tables: Callable[[], Iterator[pa.Table]]
     parts: int
     size_bytes: int
@@ -110,6 +134,9 @@ def _open_run(url: str, record: RunRecord | None) -> Source:
         rows_there=part.rows["scored"] + part.rows["unscored"],
         runs=(part,),
         provenance={"fingerprint": part.fingerprint},
+        preprocessing=part.preprocessing,
+        find=_finder([part], None),
+        quarantined=part.quarantined,
         tables=tables,
         parts=len(scores) + 1,
         size_bytes=sum(score.size_bytes for score in scores),
@@ -119,7 +146,7 @@ def _open_run(url: str, record: RunRecord | None) -> Source:
 def _open_version(version: VersionFolder) -> Source:
     table = Table(version)
     known = _properties(version.table_url)
-    told = known["deepshadows_rows"]
+    told, inventory = known["deepshadows_rows"], read_inventory(version.url)
     runs, missing = _runs([(str(run["url"]), str(run["run"])) for run in known["deepshadows_runs"]])
     columns = score_schema(pa.int64()).names
 
@@ -132,10 +159,13 @@ def _open_version(version: VersionFolder) -> Source:
         title=f"Catalogue {storage.name_of(version.table)}, version {version.name}",
         url=version.url,
         rows={name: told[f"rows_{name}"] for name in ROWS},
-        left_out=told["rows_left_out"],
-        rows_there=told["rows_published"] + told["rows_unplaced"],
+        left_out=told.get("rows_left_out", 0),
+        rows_there=table.count(),
         runs=tuple(runs),
         missing_runs=missing,
+        preprocessing=known["deepshadows_preprocessing"],
+        find=_finder(runs, inventory),
+        quarantined=_quarantined(runs, inventory),
         provenance={
             name.removeprefix("deepshadows_").replace("_", " "): value if isinstance(value, str) else json.dumps(value)
             for name, value in known.items()
@@ -146,6 +176,31 @@ def _open_version(version: VersionFolder) -> Source:
         drift=_beside(version.drift_url),
         parts=len(table.partitions) + 1,
         size_bytes=sum(file.size_bytes for file in files),
+    )
+
+
+def _finder(runs: Sequence[RunPart], inventory: Inventory | None) -> Find:
+    """Units from the plans of runs that are still there, else from a version's inventory."""
+    known = {run.run: run.url for run in runs}
+
+    def find(run: str, names: Sequence[str]) -> Mapping[str, Unit]:
+        if run in known:
+            return units_named(known[run], names)
+        if inventory is None:
+            raise InputError(f"run {run} is gone")
+        rows = inventory.units.filter(pc.is_in(inventory.units["unit"], pa.array(names)))
+        return {row["unit"]: Unit(**row) for row in rows.select(_OF_UNIT).to_pylist()}
+
+    return find
+
+
+def _quarantined(runs: Sequence[RunPart], inventory: Inventory | None) -> tuple[QuarantinedUnit, ...]:
+    if inventory is None:
+        return tuple(unit for run in runs for unit in run.quarantined)
+    rows = inventory.quarantined.slice(0, MOST_QUARANTINED).to_pylist()
+    return tuple(
+        QuarantinedUnit(row["unit"], f"tile {row['tile']}" if row["tile"] else row["url"], row["rows"], row["reason"])
+        for row in rows
     )
 
 
@@ -163,7 +218,7 @@ def _properties(table_url: str) -> dict[str, Any]:
     """What `publish` wrote of the catalogue's origin, JSON taken apart."""
     extra = read_properties(table_url).model_extra or {}
     found = {name: _parsed(value) for name, value in extra.items() if name.startswith("deepshadows_")}
-    if not {"deepshadows_rows", "deepshadows_runs"} <= set(found):
+    if not {"deepshadows_rows", "deepshadows_runs", "deepshadows_preprocessing"} <= set(found):
         raise InputError(
             f"{table_url}: its properties do not say what DeepShadows writes; publish it with this version"
         )

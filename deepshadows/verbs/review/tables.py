@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from deepshadows import storage
-from deepshadows.catalog.collection import partitions_of
+from deepshadows.catalog.collection import partitions_of, read_properties
 from deepshadows.catalog.healpix import Partition, overlapping
 from deepshadows.catalog.score_objects import ScoreSource, read_scores
 from deepshadows.catalog.version_folder import VersionFolder
@@ -59,6 +59,12 @@ class Table:
     def near(self, pixels: NDArray[np.int64], order: int) -> list[Partition]:
         """The partitions that share sky with any of the pixels."""
         return overlapping(self.partitions, pixels, order)
+
+    def count(self) -> int:
+        """All rows, by the properties of the table and the footer of those without a place."""
+        with storage.open_arrow(self.version.unplaced_url) as file:
+            unplaced = pq.read_metadata(file).num_rows
+        return int(read_properties(self.version.table_url).total_rows or 0) + int(unplaced)
 
     def rows(self, partitions: Sequence[Partition], columns: Sequence[str]) -> Iterator[pa.Table]:
         """Rows of some partitions, one row group after the other."""

@@ -5,12 +5,13 @@
 The shards are links to two sparse files that have the size and the footer of 100,000 cut-outs and no pixels: planning
 reads footers. The score objects that a driver finds again are empty files, its receipts of them in the journal. A
 scorer that does nothing shows what driver and Ray cost, beside Ray Data with a block a unit. All is in the page cache.
-Needs 5 GB of disk and 1.3 million inodes; SCRATCH may be used again.
+Needs 5 GB of disk and 1.6 million inodes. `--prepare` makes the files, which takes minutes; they are used again.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -90,6 +91,7 @@ def make_shards(folder: Path) -> Mapping[str, Any]:
 
 
 def plan_all(folder: Path) -> Mapping[str, Any]:
+    (folder / "output" / "run.json").unlink(missing_ok=True)
     planned = plan(settings_of(folder), str(folder / "output"))
     assert (planned.record.units_planned, planned.record.rows_planned) == (UNITS, SHARDS * SHARD_ROWS)
     parts = storage.list_objects(str(folder / "output" / "units"))
@@ -104,19 +106,20 @@ def plan_again(folder: Path) -> Mapping[str, Any]:
 
 
 def make_scores(folder: Path) -> Mapping[str, Any]:
-    """Empty score objects of the first half of the plan, as an earlier driver left them, and its journal."""
-    run, record = str(folder / "output"), record_of(folder)
-    half = UNITS // 2
-    for prefix in range(256):
-        (folder / "output" / "scores" / f"{prefix:02x}").mkdir(parents=True, exist_ok=True)
+    """Empty score objects of half the plan, as a driver left them with its journal, and in `all` those of the whole."""
+    run, record, every = str(folder / "output"), record_of(folder), str(folder / "all")
+    shutil.copytree(folder / "output", every)
+    for target in (run, every):
+        for prefix in range(256):
+            Path(target, "scores", f"{prefix:02x}").mkdir(parents=True)
     with Journal(run, record.fingerprint, "earlier") as journal:
         for number, unit in enumerate(Plan(run, record)):
-            if number == half:
-                break
-            path = Path(score_url(run, unit.unit))
-            path.touch()
-            journal.add(receipt_of(unit, storage.stat(str(path))))
-    return {"scores": half}
+            Path(score_url(every, unit.unit)).touch()
+            if number < UNITS // 2:
+                path = score_url(run, unit.unit)
+                Path(path).touch()
+                journal.add(receipt_of(unit, storage.stat(path)))
+    return {}
 
 
 def receipt_of(unit: Unit, stored: storage.StoredObject) -> Receipt:
@@ -148,16 +151,9 @@ def resume(folder: Path) -> Mapping[str, Any]:
     return {"seconds": round(seconds, 2), "listing_s": round(listed, 2), "units_left": left}
 
 
-def make_all_scores(folder: Path) -> Mapping[str, Any]:
-    run = str(folder / "output")
-    for unit in Plan(run, record_of(folder)):
-        Path(score_url(run, unit.unit)).touch()
-    return {"scores": UNITS}
-
-
 def manifest(folder: Path) -> Mapping[str, Any]:
     """The commit of the whole run: list a million score objects, hold them against the plan, write the parts."""
-    run, record = str(folder / "output"), record_of(folder)
+    run, record = str(folder / "all"), record_of(folder)
     ledger = open_done(run, record)
     began = time.perf_counter()
     made = account(run, record, ledger, "driver", 1.0)
@@ -251,13 +247,11 @@ def noop_ray_data(folder: Path) -> Mapping[str, Any]:
     return {"units_per_s": round(RAY_DATA_UNITS / seconds)}
 
 
-STEPS = {
-    "make_shards": make_shards,
+PREPARATION = {"make_shards": make_shards, "plan_all": plan_all, "make_scores": make_scores}
+MEASURED = {
     "plan_all": plan_all,
     "plan_again": plan_again,
-    "make_scores": make_scores,
     "resume": resume,
-    "make_all_scores": make_all_scores,
     "manifest": manifest,
     "noop": noop,
     "noop_ray_data": noop_ray_data,
@@ -274,7 +268,7 @@ NOTES = {
 
 def whole(folder: Path) -> None:
     print(machine(), flush=True)
-    found = {name: run_step("tests.benchmarks.bench_plan", name, folder) for name in STEPS}
+    found = {name: run_step("tests.benchmarks.bench_plan", name, folder) for name in MEASURED}
     table = (
         f"| {step} | {found[step]['seconds']} | {found[step]['peak_gib']} | {note.format(**found[step])} |"
         for step, note in NOTES.items()
@@ -299,4 +293,4 @@ def whole(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    step_or_whole(STEPS, whole)
+    step_or_whole("tests.benchmarks.bench_plan", PREPARATION, MEASURED, whole)

@@ -24,20 +24,29 @@ def run_step(module: str, name: str, folder: Path) -> dict[str, Any]:
     return found
 
 
-def step_or_whole(steps: Mapping[str, Step], whole: Callable[[Path], None]) -> None:
-    """The command line of a benchmark: all of it, or one step of it for `run_step`."""
+def step_or_whole(
+    module: str, preparation: Mapping[str, Step], measured: Mapping[str, Step], whole: Callable[[Path], None]
+) -> None:
+    """The command line of a benchmark: all of it, what prepares it alone, or one step of it for `run_step`."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--step", choices=list(steps))
+    parser.add_argument("--step", choices=[*preparation, *measured])
+    parser.add_argument("--prepare", action="store_true", help="make the files that it works on, and no more")
     parser.add_argument(
         "--folder", type=Path, required=True, help="scratch folder; what is prepared there is used again"
     )
     wanted = parser.parse_args()
-    wanted.folder.mkdir(parents=True, exist_ok=True)
+    folder: Path = wanted.folder
+    folder.mkdir(parents=True, exist_ok=True)
     if wanted.step is None:
-        whole(wanted.folder)
+        if not (folder / "prepared").exists():
+            for name in preparation:
+                run_step(module, name, folder)
+            (folder / "prepared").touch()
+        if not wanted.prepare:
+            whole(folder)
         return
     began = time.perf_counter()
-    found = dict(steps[wanted.step](wanted.folder))
+    found = dict({**preparation, **measured}[wanted.step](folder))
     found.setdefault("seconds", round(time.perf_counter() - began, 2))
     found["peak_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     print(json.dumps(found))

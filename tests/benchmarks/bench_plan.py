@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,7 @@ from deepshadows.settings import Classify
 from deepshadows.sky.shards import Cutouts, write_shard
 from deepshadows.verbs.classify_commit import account
 from deepshadows.verbs.classify_plan import plan
+from deepshadows.verbs.unit_scoring import UnitScorer
 from tests.benchmarks.bench_classify import machine
 from tests.benchmarks.results import write_figures, write_section
 from tests.benchmarks.steps import run_step, step_or_whole
@@ -44,6 +48,7 @@ from tests.benchmarks.steps import run_step, step_or_whole
 SHARDS, SHARD_ROWS, UNIT_ROWS = 100_000, 100_000, 10_000
 UNITS = SHARDS * SHARD_ROWS // UNIT_ROWS
 NOOP_UNITS, RAY_DATA_UNITS = 20_000, 2_000
+ACTOR_ROWS = (1_000, 20_000, 60_000)
 
 
 def settings_of(folder: Path) -> Classify:
@@ -247,6 +252,34 @@ def noop_ray_data(folder: Path) -> Mapping[str, Any]:
     return {"units_per_s": round(RAY_DATA_UNITS / seconds)}
 
 
+def actor(folder: Path, rows: int) -> Mapping[str, Any]:
+    """Two units of so many rows at once in a scorer of the shipped network, as an actor has them; the peak memory."""
+    url = folder / "units" / f"{rows}.parquet"
+    url.parent.mkdir(exist_ok=True)
+    run = str(folder / "units" / f"run-{rows}")
+    shutil.rmtree(run, ignore_errors=True)
+    if not url.exists():
+        subprocess.run([sys.executable, "-c", SHARD_OF, str(url), str(rows)], check=True)
+    wanted = Classify(input=str(url), output=run)
+    entry = storage.stat(str(url))
+    units = [make_unit(kind="shard", url=entry.url, etag=entry.etag, size_bytes=n, rows=rows) for n in range(2)]
+    scorer = UnitScorer(wanted, run, "run", "fingerprint", os.cpu_count() or 1, "cpu")
+    with ThreadPoolExecutor(2) as pool:
+        receipts = list(pool.map(scorer, map(asdict, units)))
+    assert [receipt["rows"] for receipt in receipts] == [rows, rows]
+    return {}
+
+
+SHARD_OF = """
+import sys
+import numpy as np
+from tests.benchmarks.bench_classify import shard
+from deepshadows.sky.shards import write_shard
+images = np.random.default_rng(1).integers(0, 256, (int(sys.argv[2]), 64, 64, 3), np.uint8)
+write_shard(sys.argv[1], shard(0, images))
+"""
+
+
 PREPARATION = {"make_shards": make_shards, "plan_all": plan_all, "make_scores": make_scores}
 MEASURED = {
     "plan_all": plan_all,
@@ -255,6 +288,7 @@ MEASURED = {
     "manifest": manifest,
     "noop": noop,
     "noop_ray_data": noop_ray_data,
+    **{f"actor_{rows}": lambda folder, rows=rows: actor(folder, rows) for rows in ACTOR_ROWS},
 }
 
 
@@ -286,6 +320,10 @@ def whole(folder: Path) -> None:
         f"A scorer that does nothing: {pool['units_per_s']} units/s through the pool of `classify`, "
         f"{pool['driver_cpu_ms_per_unit']} ms of the driver's CPU a unit; {ray_data['units_per_s']} units/s through "
         "Ray Data, a block a unit.",
+        "",
+        "Memory of a scorer with two units in hand, GiB: "
+        + ", ".join(f"{found[f'actor_{rows}']['peak_gib']} of {rows:,} rows" for rows in ACTOR_ROWS)
+        + ".",
     ]
     write_section("Plan, resume and manifest of a million units", lines)
     figures = {f"{step}_{name}": value for step, values in found.items() for name, value in values.items()}

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.stats import chi2
 
 from deepshadows.catalog.statistics import BINS, LOG_ODDS_EDGES, NO_REGION
 
@@ -24,11 +23,8 @@ LEAST_UNITS = 8
 CHANCE = 1e-5
 """Of an alarm by chance in one check; a survey of 700 regions has some 2000 checks a run."""
 SIGMAS = 4.5
-PSI_SHIFT = 0.25
-"""Population stability index from which a shift counts as significant in credit scoring, where it comes from
-(Siddiqi 2006, Credit Risk Scorecards); 0.1 is called small there."""
-PSI_BIN_SHARE = 0.05
-"""Bins are joined until each holds this share of the reference: an empty bin would make the index infinite."""
+SCORE_SHIFT = 0.2
+"""Largest difference of the two cumulative distributions of scores (Kolmogorov-Smirnov): a shift of half a spread."""
 IMAGE_SHIFT_SIGMA = 0.5
 """Of the mean of a summary, in spreads of single images."""
 OUT_OF_DOMAIN_SHIFT = 0.05
@@ -200,8 +196,8 @@ def _against_before(
         return
     factor = NEW_SKY if new_sky else 1.0
     check = Finding(against="version before", where=where, rows=added.total, detail="new sky" if new_sky else "")
-    value, chance = stability(added.scores.sum(axis=0), before.scores.sum(axis=0))
-    yield replace(check, what="scores (PSI)", value=value, limit=factor * PSI_SHIFT + chance)
+    value, chance = distance(added.scores.sum(axis=0), before.scores.sum(axis=0))
+    yield replace(check, what="scores (distance of distributions)", value=value, limit=factor * SCORE_SHIFT + chance)
     (share, error), (share_before, error_before) = (_share(part.out_of_domain, part.scored) for part in (added, before))
     limit = factor * OUT_OF_DOMAIN_SHIFT + SIGMAS * float(np.hypot(error, error_before))
     yield replace(check, what="rise of the share out of domain", value=share - share_before, limit=limit)
@@ -256,30 +252,11 @@ def _images(check: Finding, added: Sample, reference: Moments, effect: float, na
     )
 
 
-def stability(counts: NDArray[np.int64], reference: NDArray[np.int64]) -> tuple[float, float]:
-    """Population stability index of two histograms, and what chance alone makes of it.
-
-    Two samples of one population have an index distributed as chi2 with bins - 1 degrees, times 1/n + 1/m.
-    """
-    joined, joined_reference = _joined(counts, reference)
-    share, share_reference = (
-        (values + 0.5) / (values.sum() + 0.5 * len(values)) for values in (joined, joined_reference)
-    )
-    index = float(((share - share_reference) * np.log(share / share_reference)).sum())
-    freedom = max(1, len(joined) - 1)
-    return index, float(chi2.isf(CHANCE, freedom) * (1 / counts.sum() + 1 / reference.sum()))
-
-
-def _joined(counts: NDArray[np.int64], reference: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Neighbouring bins joined until each holds PSI_BIN_SHARE of the reference."""
-    least = PSI_BIN_SHARE * reference.sum()
-    starts, held = [0], 0
-    for place, rows in enumerate(reference):
-        if held >= least and reference[place:].sum() >= least:
-            starts.append(place)
-            held = 0
-        held += rows
-    return np.add.reduceat(counts, starts), np.add.reduceat(reference, starts)
+def distance(counts: NDArray[np.int64], reference: NDArray[np.int64]) -> tuple[float, float]:
+    """Kolmogorov-Smirnov distance of two histograms over the same bins, and what chance alone makes of it."""
+    rows, reference_rows = counts.sum(), reference.sum()
+    apart = np.abs(np.cumsum(counts) / rows - np.cumsum(reference) / reference_rows).max()
+    return float(apart), float(np.sqrt(-np.log(CHANCE / 2) / 2 * (1 / rows + 1 / reference_rows)))
 
 
 def _share(part: NDArray[np.int64], whole: NDArray[np.int64]) -> tuple[float, float]:

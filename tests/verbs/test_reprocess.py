@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,13 @@ from deepshadows.catalog import collection
 from deepshadows.model.card import Calibration, Card
 from deepshadows.model.checkpoint import save
 from deepshadows.model.network import DeepShadowsNet
-from deepshadows.outcomes import ExitCode, Summary
-from deepshadows.settings import Publish, Reprocess
+from deepshadows.outcomes import ExitCode, HeldError, Summary, UsageError
+from deepshadows.run.lease import Lease
+from deepshadows.settings import Classify, Publish, Reprocess
 from deepshadows.sky.shards import Cutouts, write_shard
 from deepshadows.verbs import classify, publish, reprocess
 from tests.sky.test_shards import cutouts_of
+from tests.sky.tile_files import write_tile
 
 pytestmark = [
     pytest.mark.usefixtures("ray_local"),
@@ -64,12 +67,9 @@ def content(catalog: str) -> pa.Table:
 
 def anew(place: str, checkpoint: str, name: str, **flags: Any) -> pa.Table:
     """What a full rerun gives: classify and publish, from nothing."""
-    flags = {"duplicates": "fail", **flags}
     run = f"{place}/{name}-run"
-    classify.run(
-        classify.Classify(input=f"{place}/in", checkpoint=checkpoint, output=run, precision="exact", retries=0)
-    )
-    publish.run(Publish(run=(run,), catalog=f"{place}/{name}", partition_rows=ROWS, duplicates=flags["duplicates"]))
+    classify.run(Classify(input=f"{place}/in", checkpoint=checkpoint, output=run, precision="exact", **flags))
+    publish.run(Publish(run=(run,), catalog=f"{place}/{name}", partition_rows=ROWS))
     return content(f"{place}/{name}")
 
 
@@ -105,8 +105,9 @@ def test_only_what_changed_is_scored_and_written(place: str, checkpoint: str) ->
 
 
 def test_new_weights_score_everything_and_tell_who_changed_side(
-    place: str, checkpoint: str, other_checkpoint: str
+    tmp_path: Path, checkpoint: str, other_checkpoint: str
 ) -> None:
+    place = str(tmp_path)
     for number in range(3):
         put(place, number)
     updated(place, checkpoint)
@@ -128,3 +129,75 @@ def test_new_weights_score_everything_and_tell_who_changed_side(
         assert sorted(row["object_id"] for row in changed if row["change"] == change) == ids
     assert up or down, "this test shows nothing where nobody changed side"
     assert sum(json.loads(storage.read(f"{place}/cat/v0002/diff.json"))["objects"]["shifts"]) == 120
+
+
+def test_a_tile_that_comes_takes_detections_from_its_neighbour(tmp_path: Path, checkpoint: str) -> None:
+    """Each detection belongs to the tile where it lies deepest inside: the units of a neighbour change with a tile."""
+    place = str(tmp_path)
+    wcs = write_tile(tmp_path / "in", "A")
+    rng = np.random.default_rng(3)
+    ra, dec = wcs.all_pix2world(rng.uniform(0, 700, 60), rng.uniform(20, 280, 60), 0)
+
+    def detect(rows: int) -> dict[str, str]:
+        table = {"object_id": list(range(rows)), "ra": ra[:rows] % 360, "dec": dec[:rows]}
+        pq.write_table(pa.table(table), tmp_path / "detections.parquet")
+        return {"detections": str(tmp_path / "detections.parquet")}
+
+    first = updated(place, checkpoint, **detect(50))
+    assert first.figures["rows_unscored"] > 0, "detections off tile A"
+    write_tile(tmp_path / "in", "B", ra=30.0 - 200 * 0.263 / 3600 / np.cos(np.radians(30)))
+    write_tile(tmp_path / "in", "far", ra=90.0)
+    second = updated(place, checkpoint, **detect(60))
+    assert second.figures["units_gone"] >= 2, "tile A and what lay off it"
+    assert content(f"{place}/cat").equals(anew(place, checkpoint, "full", **detect(60)))
+    for path in (tmp_path / "in").glob("B*"):
+        path.unlink()
+    assert updated(place, checkpoint, **detect(50)).figures["rows_planned"] == 50
+    assert content(f"{place}/cat").equals(anew(place, checkpoint, "again", **detect(50)))
+
+
+def test_what_cannot_be_read_is_tried_again_each_time(tmp_path: Path, checkpoint: str) -> None:
+    place, damaged = str(tmp_path), tmp_path / "in" / "001.parquet"
+    put(place, 0)
+    put(place, 1)
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[: len(whole) // 2])
+    first = updated(place, checkpoint, retries=0)
+    assert (first.exit_code, first.figures["rows_scored"]) == (ExitCode.EXCEPTIONS, 40)
+    assert any("001.parquet" in line for line in first.text)
+    again = updated(place, checkpoint, retries=0)
+    assert (again.exit_code, again.figures["changed"], again.figures["version"]) == (3, False, "v0001")
+    assert any("001.parquet" in line for line in again.text)
+    with Lease(f"{place}/cat/reprocess", ttl_s=3.0), pytest.raises(HeldError, match="another driver"):
+        updated(place, checkpoint)
+    damaged.write_bytes(whole)
+    healed = updated(place, checkpoint)
+    assert (healed.exit_code, healed.figures["version"], healed.figures["units_scored_here"]) == (0, "v0002", 1)
+    assert content(f"{place}/cat").equals(anew(place, checkpoint, "full"))
+
+
+def test_drift_fails_where_it_is_asked_to(tmp_path: Path) -> None:
+    """Noise and more noise is no drift; images without any light are."""
+    place, checkpoint = str(tmp_path), str(tmp_path / "steep")
+    save(checkpoint, DeepShadowsNet(seed=3), Card(name="steep", calibration=Calibration(slope=20.0)))
+    for number in range(2):
+        put(place, number, rows=320)
+    first = updated(place, checkpoint, partition_rows=400, fail_on_drift=True)
+    assert (first.exit_code, first.figures["drift"]) == (ExitCode.DONE, "not judged")
+    put(place, 2, rows=320)
+    second = updated(place, checkpoint, partition_rows=400, fail_on_drift=True)
+    assert (second.exit_code, second.figures["drift"]) == (ExitCode.DONE, "stable")
+    dark = sky_shard(3, rows=320)
+    write_shard(f"{place}/in/003.parquet", Cutouts(**{**vars(dark), "images": np.zeros_like(dark.images)}))
+    third = updated(place, checkpoint, partition_rows=400, fail_on_drift=True)
+    assert (third.exit_code, third.figures["version"]) == (ExitCode.DRIFT, "v0003")
+    assert any(line.startswith("DRIFT: scores") for line in third.text)
+    assert any("--rollback v0002" in line for line in third.text)
+    told = json.loads(storage.read(f"{place}/cat/v0003/drift.json"))
+    assert told["verdict"] == "drift" and any(finding["alarm"] for finding in told["findings"])
+
+
+def test_an_input_that_has_gone_empties_no_catalogue(tmp_path: Path, checkpoint: str) -> None:
+    with pytest.raises(UsageError, match="no cut-out shards"):
+        updated(str(tmp_path), checkpoint)
+    assert collection.read_pointer(f"{tmp_path}/cat") is None

@@ -42,12 +42,14 @@ def rows(
     )
 
 
-def write_run(url: str, tables: Sequence[pa.Table], *, name: str = "run", **changes: Any) -> str:
+def write_run(
+    url: str, tables: Sequence[pa.Table], *, name: str = "run", units: Sequence[str] = (), **changes: Any
+) -> str:
     """Write a finished run of one unit a table; `changes` replace fields of its manifest. Returns `url`."""
     fingerprint = f"{name:f<64}"
     scores = []
     for number, table in enumerate(tables):
-        unit = f"{number:016x}"
+        unit = units[number] if units else f"{number:016x}"
         table = table.set_column(7, table.schema.field("unit"), pa.array([unit] * table.num_rows, pa.string()))
         table = table.set_column(8, table.schema.field("run"), pa.array([name] * table.num_rows, pa.string()))
         sink = io.BytesIO()

@@ -18,6 +18,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     return folder
 
 
+@pytest.fixture(scope="session")
+def other_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same with other weights."""
+    folder = str(tmp_path_factory.mktemp("other"))
+    save(folder, DeepShadowsNet(seed=4), Card(name="other", calibration=Calibration(slope=0.9, intercept=-0.2)))
+    return folder
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(7)

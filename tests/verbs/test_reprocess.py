@@ -32,11 +32,11 @@ ROWS = 40
 """Of one shard."""
 
 
-def sky_shard(number: int, *, look: int = 0, rows: int = ROWS, first_id: int | None = None) -> Cutouts:
+def sky_shard(number: int, *, look: int = 0, rows: int = ROWS) -> Cutouts:
     """A shard with objects of its own, in a patch of sky of its own; `look` gives other images of the same objects."""
     made = cutouts_of(rows, labelled=False)
     rng = np.random.default_rng(1000 * number + look)
-    first = number * 1000 if first_id is None else first_id
+    first = number * 1000
     where = np.random.default_rng(number)
     return Cutouts(
         **{
@@ -71,13 +71,6 @@ def anew(place: str, checkpoint: str, name: str, **flags: Any) -> pa.Table:
     classify.run(Classify(input=f"{place}/in", checkpoint=checkpoint, output=run, precision="exact", **flags))
     publish.run(Publish(run=(run,), catalog=f"{place}/{name}", partition_rows=ROWS))
     return content(f"{place}/{name}")
-
-
-@pytest.fixture(scope="session")
-def other_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = str(tmp_path_factory.mktemp("other"))
-    save(folder, DeepShadowsNet(seed=4), Card(name="other", calibration=Calibration(slope=0.9, intercept=-0.2)))
-    return folder
 
 
 def test_only_what_changed_is_scored_and_written(place: str, checkpoint: str) -> None:

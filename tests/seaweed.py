@@ -32,8 +32,8 @@ class DidNotStartError(Exception):
 class SeaweedFS:
     """One server process; `start`, `stop`, and `kill` + `start` for the fault tests: the data stays."""
 
-    def __init__(self, key: str = KEY, secret: str = SECRET) -> None:
-        self.key, self.secret = key, secret
+    def __init__(self, key: str = KEY, secret: str = SECRET, *, memory: str = "256MiB") -> None:
+        self.key, self.secret, self.memory = key, secret, memory
         self.folder = Path(tempfile.mkdtemp(prefix="seaweed-"))
         identity = {
             "name": "dev",
@@ -89,7 +89,7 @@ class SeaweedFS:
                     *("-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-master.telemetry=false"),
                     *(f"-filer.localSocket={self.folder / 'filer'}", f"-s3.localSocket={self.folder / 's3'}"),
                 ],
-                env={**os.environ, "GOMEMLIMIT": "256MiB"},
+                env={**os.environ, "GOMEMLIMIT": self.memory},
                 cwd=self.folder,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -1,8 +1,9 @@
-"""How fast `classify` is beside its own scorer, from disk and from S3; its memory; what a resume scores.
+"""How fast `classify` is beside its own scorer, from disk and from S3, and what bounds it; its memory; a resume.
 
-    python -m tests.benchmarks.bench_classify [--rows 150000] [--rounds 3] [--memory-rows 50000 500000]
+    python -m tests.benchmarks.bench_classify [rates] [memory] [resume] [--rows 300000] [--rounds 3]
+        [--precisions fast exact] [--memory-rows 100000 1000000]
 
-Prints the machine, the versions and medians, asserts that the outputs agree, and rewrites RESULTS.md beside it.
+Prints the machine, the versions and medians, asserts that the outputs agree, and rewrites its sections of RESULTS.md.
 """
 
 from __future__ import annotations
@@ -12,12 +13,11 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -25,17 +25,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deepshadows import storage
-from deepshadows.model.card import Card
-from deepshadows.model.checkpoint import save
-from deepshadows.model.network import DeepShadowsNet
 from deepshadows.model.scorer import load_scorer
 from deepshadows.run.manifest import read_manifest, score_objects
 from deepshadows.run.record import software_versions
+from deepshadows.settings import DEFAULT_NETWORK
 from deepshadows.sky.shards import Cutouts, write_shard
+from tests.benchmarks import process_tree
+from tests.benchmarks.process_tree import Cost
+from tests.benchmarks.results import write_figures, write_section
 from tests.seaweed import SeaweedFS
 
 SHARD_ROWS = 10_000
-RESULTS = Path(__file__).with_name("RESULTS.md")
+IMAGE_GB = 12_288e-9
+ALONE_S = 3.0
+"""The scorer alone is timed for so long."""
+SERVER_MEMORY = "2GiB"
+"""With the 256 MiB of the tests, SeaweedFS spends three quarters of its CPU on collecting garbage."""
 
 
 def shard(number: int, images: np.ndarray) -> Cutouts:
@@ -59,39 +64,11 @@ def images_like_sky(rows: int) -> np.ndarray:
     return np.clip(rng.normal(32, 6, (rows, 64, 64, 3)) + blob, 0, 255).astype(np.uint8)
 
 
-def classify(
-    source: str, checkpoint: str, target: str, precision: str, *, watch_memory: bool = False
-) -> tuple[dict[str, Any], int]:
-    """Run the command; its JSON line and, where watched, the peak memory of all its processes in bytes (PSS)."""
-    arguments = ["classify", "--input", source, "--checkpoint", checkpoint, "--output", target, "--json"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "deepshadows", *arguments, "--precision", precision, "--unit-rows", str(SHARD_ROWS)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    peak = 0
-    root = psutil.Process(process.pid)
-    while watch_memory and process.poll() is None:
-        peak = max(peak, sum(_pss_bytes(child) for child in [root, *_children(root)]))
-        time.sleep(1)
-    output, _ = process.communicate()
-    assert process.returncode == 0, output
-    return json.loads(output.strip().splitlines()[-1]), peak
-
-
-def _children(root: psutil.Process) -> list[psutil.Process]:
-    try:
-        return root.children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def _pss_bytes(process: psutil.Process) -> int:
-    try:
-        return int(process.memory_full_info().pss)
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return 0
+def classify(source: str, target: str, precision: str, *, memory: bool = False) -> tuple[dict[str, object], Cost]:
+    """Run the command; its JSON line and what it cost."""
+    arguments = ["classify", "--input", source, "--output", target, "--json", "--precision", precision]
+    cost = process_tree.run([sys.executable, "-m", "deepshadows", *arguments], memory=memory)
+    return json.loads(cost.output.strip().splitlines()[-1]), cost
 
 
 def all_logits(target: str) -> np.ndarray:
@@ -100,14 +77,15 @@ def all_logits(target: str) -> np.ndarray:
     return pa.concat_tables(parts).sort_by("object_id")["logit"].to_numpy()
 
 
-def scorer_rate(checkpoint: str, precision: str, images: np.ndarray) -> tuple[float, str]:
-    scorer = load_scorer(checkpoint, precision=precision, batch_size=256, threads=os.cpu_count() or 1)
+def scorer_rate(precision: str, images: np.ndarray) -> tuple[float, float, str]:
+    """Images/s of the scorer alone, its CPU seconds an image, and the engine."""
+    scorer = load_scorer(DEFAULT_NETWORK, precision=precision, threads=os.cpu_count() or 1)
     scorer.score(images[:1024])
-    repeats = 1 if precision == "exact" else 3
-    started = time.perf_counter()
-    for _ in range(repeats):
-        scorer.score(images)
-    return repeats * len(images) / (time.perf_counter() - started), scorer.engine
+    count, started, cpu_s = 0, time.perf_counter(), time.process_time()
+    while time.perf_counter() - started < ALONE_S:
+        scorer.score(images[:2048])
+        count += len(images[:2048])
+    return count / (time.perf_counter() - started), (time.process_time() - cpu_s) / count, scorer.engine
 
 
 def machine() -> str:
@@ -120,137 +98,151 @@ def machine() -> str:
     return f"{os.cpu_count()} x {model}, {memory_gib:.0f} GiB, {platform.system()}; {versions}"
 
 
-def scoring_seconds(source: str, checkpoint: str, target: str, precision: str, rows: int) -> float:
-    """Seconds from the start of scoring to the last commit, that of the actors included."""
-    record, _ = classify(source, checkpoint, target, precision)
-    assert record["rows_scored"] == rows
-    return read_manifest(target).seconds
+@dataclass(frozen=True)
+class Run:
+    """One run of classify without its start: what many rows took more than few, and the scorer beside it."""
+
+    images_per_s: float
+    cpu_us: float
+    server_us: float
+    alone_per_s: float
+    alone_us: float
 
 
-def rates(root: Path, bucket: str, checkpoint: str, wanted: argparse.Namespace) -> list[str]:
-    """Rates without start-up: rows of a long run less those of a short one, over the difference of their seconds.
+def compare(place: str, name: str, precision: str, rows: int, images: np.ndarray, server: SeaweedFS) -> Run:
+    """The machine's own speed drifts, so a run is compared with the scorer alone just before and just after it."""
+    alone = [scorer_rate(precision, images)]
+    seconds, cpu_s, server_s = [], [], []
+    for folder in ("few", precision):
+        before = server_cpu_s(server)
+        target = storage.join(place, f"run-{name}-{folder}")
+        record, cost = classify(storage.join(place, folder), target, precision)
+        assert record["rows_scored"] == (rows if folder == precision else SHARD_ROWS)
+        seconds.append(read_manifest(target).seconds)  # from the start of scoring to the last commit
+        cpu_s.append(cost.cpu_s)
+        server_s.append(server_cpu_s(server) - before)
+    alone.append(scorer_rate(precision, images))
+    more = rows - SHARD_ROWS
+    return Run(
+        images_per_s=more / (seconds[1] - seconds[0]),
+        cpu_us=1e6 * (cpu_s[1] - cpu_s[0]) / more,
+        server_us=1e6 * (server_s[1] - server_s[0]) / more,
+        alone_per_s=statistics.mean(rate for rate, _, _ in alone),
+        alone_us=1e6 * statistics.mean(cpu for _, cpu, _ in alone),
+    )
 
-    The machine's own speed drifts, so each run is compared with the scorer alone just before and just after it.
-    """
-    images, rows, rounds = images_like_sky(SHARD_ROWS), wanted.rows, wanted.rounds
-    sizes = {"short": SHARD_ROWS, "exact": rows // 3, "fast": rows}
+
+def server_cpu_s(server: SeaweedFS) -> float:
+    assert server.process is not None
+    times = psutil.Process(server.process.pid).cpu_times()
+    return times.user + times.system
+
+
+def rates(root: Path, bucket: str, server: SeaweedFS, wanted: argparse.Namespace) -> None:
+    images = images_like_sky(SHARD_ROWS)
+    sizes = {"few": SHARD_ROWS, **{name: wanted.rows // (10 if name == "exact" else 1) for name in wanted.precisions}}
     for folder, count in sizes.items():
         for number in range(count // SHARD_ROWS):
             for place in (str(root), bucket):
                 write_shard(storage.join(place, folder, f"{number:03d}.parquet"), shard(number, images))
     lines = [
-        "| precision | classify, disk | scorer alone | ratio | classify, S3 | scorer alone | ratio | engine |",
-        "|---|---|---|---|---|---|---|---|",
+        f"`python -m tests.benchmarks.bench_classify rates`, {machine()}. {wanted.rows} cut-outs (exact: a tenth), "
+        f"median of {wanted.rounds} rounds, start-up left out; the S3 server (SeaweedFS, {SERVER_MEMORY}) shares the "
+        "cores. Ratio: median of classify to the scorer alone just before and after it. CPU: of the scorer alone, of "
+        "all processes of classify, and of the server.",
+        "",
+        "| precision, place | classify, images/s | scorer alone | ratio | CPU-µs per image: scorer, classify, server |",
+        "|---|---|---|---|---|",
     ]
+    figures: dict[str, object] = {"machine": machine(), "rows": wanted.rows}
     for precision in wanted.precisions:
-        cells, every = [], []
-        for place in (str(root), bucket):
-            pairs = []
-            for number in range(rounds):
-                before, engine = scorer_rate(checkpoint, precision, images)
-                seconds = [
-                    scoring_seconds(
-                        storage.join(place, folder),
-                        checkpoint,
-                        storage.join(place, f"run-{precision}-{folder}-{number}"),
-                        precision,
-                        sizes[folder],
-                    )
-                    for folder in ("short", precision)
-                ]
-                after, _ = scorer_rate(checkpoint, precision, images)
-                whole = (sizes[precision] - SHARD_ROWS) / (seconds[1] - seconds[0])
-                pairs.append((whole, (before + after) / 2))
-            every.append([(round(whole), round(alone)) for whole, alone in pairs])
-            ratio = statistics.median(whole / alone for whole, alone in pairs)
-            cells += [f"{statistics.median(column):.0f}" for column in zip(*pairs, strict=True)] + [f"{ratio:.2f}"]
-        on_disk, on_s3 = (all_logits(storage.join(p, f"run-{precision}-{precision}-0")) for p in (str(root), bucket))
+        for kind, place in (("disk", str(root)), ("S3", bucket)):
+            runs = [
+                compare(place, f"{precision}-{turn}", precision, sizes[precision], images, server)
+                for turn in range(wanted.rounds)
+            ]
+            middle = {name: statistics.median(vars(run)[name] for run in runs) for name in vars(runs[0])}
+            ratio = statistics.median(run.images_per_s / run.alone_per_s for run in runs)
+            lines.append(
+                f"| {precision}, {kind} | {middle['images_per_s']:.0f} | {middle['alone_per_s']:.0f} | {ratio:.2f} | "
+                f"{middle['alone_us']:.0f}, {middle['cpu_us']:.0f}, {middle['server_us']:.0f} |"
+            )
+            figures |= {f"{precision} {kind} {name}": round(value, 1) for name, value in middle.items()}
+            figures[f"{precision} {kind} ratio"] = round(ratio, 3)
+            print(lines[-1], runs, flush=True)
+        on_disk, on_s3 = (all_logits(storage.join(p, f"run-{precision}-0-{precision}")) for p in (str(root), bucket))
         assert (on_disk == on_s3).all(), "disk and S3 give other scores"
-        lines.append(f"| {precision} | {' | '.join(cells)} | {engine} |")
-        print(lines[-1], every, flush=True)
-    return lines
+        lines += ["", f"Engine of {precision}: {scorer_rate(precision, images[:256])[2]}.", ""]
+    write_section("Classify cut-out shards", lines)
+    write_figures("classify", figures)
 
 
-def memory(root: Path, checkpoint: str, sizes: list[int]) -> list[str]:
-    images = images_like_sky(SHARD_ROWS)
+def memory(root: Path, sizes: list[int]) -> None:
     first = root / "one.parquet"
-    write_shard(str(first), shard(0, images))
-    lines = ["| cut-outs | peak memory of all processes, GiB | images/s, start included |", "|---|---|---|"]
+    write_shard(str(first), shard(0, images_like_sky(SHARD_ROWS)))
+    lines = [
+        f"`python -m tests.benchmarks.bench_classify memory`, {machine()}. Proportional set sizes; one shard, linked.",
+        "",
+        "| cut-outs | peak of all processes, GiB | of the scorer actor, GiB |",
+        "|---|---|---|",
+    ]
     for rows in sizes:
         folder = root / f"memory-{rows}"
         folder.mkdir()
         for number in range(rows // SHARD_ROWS):
             os.link(first, folder / f"{number:05d}.parquet")
-        record, peak = classify(str(folder), checkpoint, str(root / f"memory-run-{rows}"), "fast", watch_memory=True)
+        record, cost = classify(str(folder), str(root / f"memory-run-{rows}"), "fast", memory=True)
         assert record["rows_scored"] == rows
-        lines.append(f"| {rows} | {peak / 2**30:.2f} | {rows / record['seconds']:.0f} |")
+        lines.append(f"| {rows} | {cost.peak_bytes / 2**30:.2f} | {cost.largest_bytes / 2**30:.2f} |")
         print(lines[-1], flush=True)
-    return lines
+    write_section("Memory of classify", lines)
 
 
-def resume(root: Path, checkpoint: str, rows: int) -> str:
+def resume(root: Path, rows: int) -> None:
     """Take half of a finished run's units away, as a killed driver leaves them; a rerun does the other half."""
-    target = root / "run-fast-fast-0"
+    images = images_like_sky(SHARD_ROWS)
+    for number in range(rows // SHARD_ROWS):
+        write_shard(str(root / "resume" / f"{number:03d}.parquet"), shard(number, images))
+    target = root / "run-resume"
+    classify(str(root / "resume"), str(target), "fast")
     before = all_logits(str(target))
     (target / "manifest.json").unlink()
     units = sorted((target / "scores").rglob("*.parquet"))
     for path in units[::2]:
         path.unlink()
-    record, _ = classify(str(root / "fast"), checkpoint, str(target), "fast")
+    record, _ = classify(str(root / "resume"), str(target), "fast")
     assert record["rows_scored"] == rows
     assert (all_logits(str(target)) == before).all()
     here = record["rows_scored_here"]
     assert here == SHARD_ROWS * len(units[::2])
-    return f"{len(units[::2])} of {len(units)} units missing: {here} of {rows} rows scored again, same scores."
+    line = f"{len(units[::2])} of {len(units)} units missing: {here} of {rows} rows scored again, same scores."
+    print(line)
+    write_section("Resume of classify", [line])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", type=int, default=150_000)
+    parser.add_argument("parts", nargs="*", default=["rates", "memory", "resume"])
+    parser.add_argument("--rows", type=int, default=300_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--memory-rows", type=int, nargs="*", default=[50_000, 500_000])
-    parser.add_argument("--precisions", nargs="*", default=["exact", "fast"])
+    parser.add_argument("--memory-rows", type=int, nargs="*", default=[100_000, 1_000_000])
+    parser.add_argument("--precisions", nargs="*", default=["fast", "exact"])
     wanted = parser.parse_args()
     print(machine(), flush=True)
-    server = SeaweedFS()
+    server = SeaweedFS(memory=SERVER_MEMORY)
     server.start()
     os.environ.update(server.environment())
     try:
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
-            checkpoint = str(root / "checkpoint")
-            save(checkpoint, DeepShadowsNet(seed=3), Card(name="untrained"))
-            bucket = server.create_bucket("bench")
-            rate_lines = rates(root, bucket, checkpoint, wanted)
-            resume_line = resume(root, checkpoint, wanted.rows)
-            memory_lines = memory(root, checkpoint, wanted.memory_rows)
+            if "rates" in wanted.parts:
+                rates(root, server.create_bucket("bench"), server, wanted)
+            if "resume" in wanted.parts:
+                resume(root, min(wanted.rows, 100_000))
+            if "memory" in wanted.parts:
+                memory(root, wanted.memory_rows)
     finally:
         server.stop()
-    RESULTS.write_text(
-        "\n".join(
-            [
-                "# Benchmark results",
-                "",
-                "Written by `python -m tests.benchmarks.bench_classify`. " + machine() + ".",
-                "",
-                f"## Classify cut-out shards: images/s, median of {wanted.rounds} rounds",
-                "",
-                f"{wanted.rows} cut-outs (exact: a third), start-up left out; the S3 server shares the cores. Ratio: "
-                "median over the rounds of classify to the scorer alone just before and after it.",
-                "",
-                *rate_lines,
-                "",
-                "## Memory",
-                "",
-                *memory_lines,
-                "",
-                "## Resume",
-                "",
-                resume_line,
-                "",
-            ]
-        )
-    )
 
 
 if __name__ == "__main__":

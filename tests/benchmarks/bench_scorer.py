@@ -39,7 +39,7 @@ from tests.benchmarks.bench_classify import machine
 Images = NDArray[np.uint8]
 Run = Callable[[Images], NDArray[np.float32]]
 """Logits (N,) of one batch (N, 64, 64, 3)."""
-BATCHES = (32, 64, 256, 1024)
+BATCHES = (32, 64, 256)
 
 
 def torch_ways(net: DeepShadowsNet, batch: int) -> Iterator[tuple[str, Run]]:

@@ -5,7 +5,6 @@ An engine computes the hidden layer its own way; `LastLayer` makes of it what al
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -263,60 +262,3 @@ class _FoldedNet:
                 x_NHWC = x_NHWC.flatten(2).add_(self._shifts[depth]).view(x_NHWC.shape)
                 x_NCHW = x_NHWC.permute(0, 3, 1, 2).to(self._dtype)
         return x_NCHW.permute(0, 2, 3, 1).flatten(1)
-
-
-class CudaEngine:
-    """uint8 over PCIe from two pinned buffers, arithmetic on the device; outputs come back once a call.
-
-    Raises
-    ------
-    EngineUnavailableError
-        No CUDA device is visible.
-    """
-
-    def __init__(
-        self, net: DeepShadowsNet, uncertainty: Uncertainty | None = None, *, exact: bool, batch_size: int
-    ) -> None:
-        if not torch.cuda.is_available():
-            raise EngineUnavailableError("no CUDA device is visible; use --precision exact|fast without GPUs")
-        self._device = torch.device("cuda")
-        self._exact = exact
-        self._net = copy.deepcopy(net).eval().requires_grad_(False)
-        self._net.to(self._device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._last = LastLayer(net, uncertainty, self._device)
-        size = EXACT_BATCH if exact else batch_size
-        self._pinned = [torch.zeros((size, 64, 64, 3), dtype=torch.uint8, pin_memory=True) for _ in range(2)]
-        self._copied = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
-        self._turn = threading.Lock()
-        name = torch.cuda.get_device_name(self._device)
-        self.name = f"torch-{torch.__version__} {name} {'fp32' if exact else 'bf16'} eager"
-
-    def measure(self, images: NDArray[np.uint8]) -> Outputs:
-        """Of images uint8 (N, 64, 64, 3), any N."""
-        if not len(images):
-            return Outputs.of(np.empty((0, self._last.columns), np.float32))
-        size = len(self._pinned[0])
-        flags = torch.backends.cudnn.flags(
-            enabled=True, benchmark=not self._exact, deterministic=self._exact, allow_tf32=not self._exact
-        )
-        parts = []
-        with self._turn, torch.inference_mode(), flags:
-            for turn, start in enumerate(range(0, len(images), size)):
-                part = images[start : start + size]
-                parts.append(self._forward(self._upload(part, turn % 2))[: len(part)])
-        return Outputs.of(torch.cat(parts).cpu().numpy())
-
-    def _upload(self, part: NDArray[np.uint8], slot: int) -> Tensor:
-        """Copy `part` to the device; a buffer is written again only when its last copy has left it."""
-        pinned = self._pinned[slot]
-        self._copied[slot].synchronize()
-        pinned.numpy()[: len(part)] = part
-        pinned.numpy()[len(part) :] = 0
-        batch = pinned.to(self._device, non_blocking=True)
-        self._copied[slot].record()
-        return batch
-
-    def _forward(self, images_NHWC: Tensor) -> Tensor:
-        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=not self._exact):
-            hidden = self._net.hidden_layer(to_input(images_NHWC))
-        return self._last.of_images(hidden, images_NHWC)

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from deepshadows.model import checkpoint, engines, uncertainty
 from deepshadows.model.card import Card
+from deepshadows.model.cuda import CudaEngine
 from deepshadows.model.domain import Domain
-from deepshadows.model.engines import CudaEngine, Engine, EngineUnavailableError
+from deepshadows.model.engines import Engine, EngineUnavailableError
 from deepshadows.model.fused import fused_cpu
 from deepshadows.outcomes import InputError
 

@@ -9,10 +9,12 @@ import torch
 
 from deepshadows.model import checkpoint, engines
 from deepshadows.model.card import Card
+from deepshadows.model.cuda import MixedNet
 from deepshadows.model.engines import EngineUnavailableError, LastLayer
 from deepshadows.model.network import to_input
 from deepshadows.model.scorer import choose, load_scorer, probe_images
 from deepshadows.outcomes import InputError
+from deepshadows.settings import DEFAULT_NETWORK
 from tests.model.blobs import blobs, seasoned_net
 
 CARD = Card(name="test")
@@ -138,6 +140,17 @@ def test_images_of_another_shape_are_refused(trained: str, shape: tuple[int, ...
         scorer.score(np.zeros(shape, np.uint8))
     with pytest.raises(InputError, match="float32"):
         scorer.score(np.zeros((2, 64, 64, 3), np.float32))  # type: ignore[arg-type]
+
+
+def test_the_arithmetic_for_gpus_keeps_the_shipped_network() -> None:
+    """On the CPU: the same operations in the same precisions, without the device."""
+    net, card = checkpoint.load(DEFAULT_NETWORK)
+    images = np.concatenate([blobs(70)[0], probe_images()])
+    mixed, last = MixedNet(net, torch.device("cpu")), LastLayer(net, None)
+    with torch.inference_mode():
+        found = last.of_images(mixed(torch.from_numpy(images)), torch.from_numpy(images)).numpy()[:, 0]
+    exact = engines.exact_cpu(net, threads=2).measure(images).logits
+    assert np.abs(card.probabilities(found) - card.probabilities(exact)).max() < 0.006
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")

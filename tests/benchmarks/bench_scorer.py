@@ -35,6 +35,7 @@ from deepshadows.sky.shards import read_npz
 from deepshadows.sky.stretch import stretch_named
 from deepshadows.verbs.simulate_cutouts import labelled_cutouts
 from tests.benchmarks.bench_classify import machine
+from tests.benchmarks.results import write_figures, write_section
 
 Images = NDArray[np.uint8]
 Run = Callable[[Images], NDArray[np.float32]]
@@ -148,10 +149,11 @@ def over(run: Run, images: Images, batch: int) -> NDArray[np.float32]:
     return np.concatenate([run(images[start : start + batch]) for start in range(0, len(images), batch)])
 
 
-def rate(run: Run, images: Images, batch: int) -> float:
-    started = time.perf_counter()
+def measured(run: Run, images: Images, batch: int) -> tuple[float, float]:
+    """Images/s, and microseconds of CPU an image: that of a machine with other work, too."""
+    started, cpu_s = time.perf_counter(), time.process_time()
     over(run, images, batch)
-    return len(images) / (time.perf_counter() - started)
+    return len(images) / (time.perf_counter() - started), 1e6 * (time.process_time() - cpu_s) / len(images)
 
 
 def agreement(card: Card, logits: NDArray[np.float32], reference: NDArray[np.float32]) -> str:
@@ -195,16 +197,39 @@ def main() -> None:
                     runs.setdefault(name, {})[batch] = run
             except ImportError as error:
                 print(f"left out: {error}")
-    rates: dict[tuple[str, int], list[float]] = {}
+    rounds: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for _ in range(wanted.rounds):
         for name, by_batch in runs.items():
             for batch, run in by_batch.items():
-                rates.setdefault((name, batch), []).append(rate(run, images, batch))
-    print(f"{len(images)} images, median of {wanted.rounds} rounds")
-    print("| | images/s | batch | as the reference |\n|---|---|---|---|")
+                rounds.setdefault((name, batch), []).append(measured(run, images, batch))
+    report(runs, rounds, agrees, f"{len(images)} cut-outs, median of {wanted.rounds} rounds")
+
+
+def report(
+    runs: dict[str, dict[int, Run]],
+    rounds: dict[tuple[str, int], list[tuple[float, float]]],
+    agrees: dict[str, str],
+    what: str,
+) -> None:
+    def median(name: str, batch: int, column: int) -> float:
+        return statistics.median(values[column] for values in rounds[name, batch])
+
+    lines = [
+        f"`python -m tests.benchmarks.bench_scorer`, {machine()}; {what}, each at its best batch. As the "
+        "reference: the guard of `--precision fast`, on simulated and real cut-outs.",
+        "",
+        "| | images/s | CPU-µs per image | batch | as the reference |",
+        "|---|---|---|---|---|",
+    ]
+    figures: dict[str, object] = {"machine": machine()}
     for name, by_batch in runs.items():
-        best = max(by_batch, key=lambda batch: statistics.median(rates[name, batch]))
-        print(f"| {name} | {statistics.median(rates[name, best]):.0f} | {best} | {agrees[name]} |")
+        best = max(by_batch, key=lambda batch: median(name, batch, 0))
+        rate, cpu_us = median(name, best, 0), median(name, best, 1)
+        lines.append(f"| {name} | {rate:.0f} | {cpu_us:.0f} | {best} | {agrees[name]} |")
+        figures |= {f"{name} images_per_s": round(rate), f"{name} cpu_us_per_image": round(cpu_us, 1)}
+    print("\n".join(lines))
+    write_section("Scorer beside other engines", lines)
+    write_figures("scorer", figures)
 
 
 if __name__ == "__main__":

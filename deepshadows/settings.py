@@ -435,6 +435,7 @@ class Scoring(Columns, TileReading):
     batch_size: Positive = Field(256, description="Images in one call of the network.")
     scorers: NotNegative = Field(0, description="Scorer actors; 0 takes one a GPU, or one on a CPU node.")
     threads: NotNegative = Field(0, description="CPU threads of a scorer; 0 shares the cores out evenly.")
+    cut_threads: Positive = Field(1, description="CPU threads beside them that read and cut one tile.")
     retries: NotNegative = Field(2, description="Further tries before a unit is quarantined.")
     fov_arcsec: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Feed shards of this field although the card states another; recorded."

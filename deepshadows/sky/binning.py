@@ -145,24 +145,27 @@ class BinnedCutouts:
         if status is not None:
             for start in range(0, len(top), _CHUNK):
                 few = slice(start, start + _CHUNK)
-                rows, columns = self._bins(top[few], left[few])
-                flags[few] |= _status_flags(status[rows[:, :, None], columns[:, None, :]], len(self._look.bands))
+                flags[few] |= _status_flags(
+                    self._windows(status[..., None], top[few], left[few]), len(self._look.bands)
+                )
         return images, flags
 
-    def _windows(self, colours: NDArray[np.uint8], top: Index, left: Index) -> NDArray[np.uint8]:
-        """Windows of the whole tile's colours, these and the corners mirrored already."""
-        size, channels = self._size, len(self._look.bands)
+    def _windows(self, plane: NDArray[np.uint8], top: Index, left: Index) -> NDArray[np.uint8]:
+        """Windows (n, S, S, C) of a plane (H, W, C) from these corners on, reflected where they reach over an edge."""
+        size, channels = self._size, plane.shape[2]
         height, width = self._shape
         inside = (top >= 0) & (left >= 0) & (top + size <= height) & (left + size <= width)
-        rows = colours.reshape(height, width * channels)
-        if inside.all():  # lines of 64 x 3 bytes lie together: 2 us a window, many times more pixel by pixel
+        rows = plane.reshape(height, width * channels)
+        if (
+            len(top) and inside.all()
+        ):  # lines of 64 x 3 bytes lie together: 2 us a window, many times more pixel by pixel
             windows = sliding_window_view(rows, (size, size * channels))[:, ::channels]
             return windows[top, left].reshape(-1, size, size, channels)
         images = np.empty((len(top), size, size, channels), np.uint8)
         if inside.any():
-            images[inside] = self._windows(colours, top[inside], left[inside])
+            images[inside] = self._windows(plane, top[inside], left[inside])
         lines, columns = self._bins(top[~inside], left[~inside])
-        images[~inside] = colours[lines[:, :, None], columns[:, None, :]]
+        images[~inside] = plane[lines[:, :, None], columns[:, None, :]]
         return images
 
     def _bins(self, top: Index, left: Index) -> tuple[Index, Index]:

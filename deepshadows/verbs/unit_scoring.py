@@ -143,7 +143,7 @@ def _parts_of(unit: Unit, card: Card, settings: Classify) -> Iterator[Cutouts]:
     if unit.kind == UnitKind.SHARD:
         return _shard_parts(unit, geometry, settings)
     if unit.kind == UnitKind.TILE:
-        return _tile_parts(unit, geometry)
+        return _tile_parts(unit, geometry, settings.cut_threads)
     return _unplaced_parts(unit, geometry)
 
 
@@ -165,7 +165,7 @@ def _shard_parts(unit: Unit, geometry: Geometry, settings: Classify) -> Iterator
         raise storage.arrow_failure(unit.url, error) from error
 
 
-def _tile_parts(unit: Unit, geometry: Geometry) -> Iterator[Cutouts]:
+def _tile_parts(unit: Unit, geometry: Geometry, threads: int = 1) -> Iterator[Cutouts]:
     source = json.loads(unit.source)
     bands = {band: BandSource(**{**at, "shape": tuple(at["shape"])}) for band, at in source["bands"].items()}
     if any(band not in bands for band in geometry.bands):
@@ -176,7 +176,7 @@ def _tile_parts(unit: Unit, geometry: Geometry) -> Iterator[Cutouts]:
     detections = detections_of(unit)
     tile = open_tile(TileFiles(unit.tile, bands), geometry.bands)
     start = 0
-    for stack in cut_parts(tile, detections.ra, detections.dec, geometry, rows=CUT_ROWS):
+    for stack in cut_parts(tile, detections.ra, detections.dec, geometry, rows=CUT_ROWS, threads=threads):
         rows = slice(start, start + len(stack.images))
         start = rows.stop
         yield Cutouts(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepshadows.schema import Flag
-from deepshadows.sky.cutouts import Geometry, bring_to_field, cut
+from deepshadows.sky.cutouts import Geometry, bring_to_field, cut, cut_parts
 from deepshadows.sky.resampling import resampling_weights
 from deepshadows.sky.stretch import DES
 from deepshadows.sky.tiles import Tile
@@ -113,6 +113,16 @@ def test_a_position_off_the_tile_is_fatal(x: float, y: float) -> None:
     assert Flag.names(int(stack.flags[0])) == ["OFF_TILE"]
     assert not stack.images[0].any()
     assert stack.flags[1] == 0
+
+
+def test_a_tile_smaller_than_a_field_is_reflected_again_and_again() -> None:
+    tile = random_tile((40, 51))
+    x, y = [500.0, 20.0, 3.0, 900.0], [10.0, 20.0, 39.0, 10.0]
+    parts = list(cut_parts(tile, *sky(tile, x, y), GEOMETRY, rows=1))
+    assert [Flag.names(int(part.flags[0])) for part in parts] == [["OFF_TILE"], *[["PARTIAL_FIELD"]] * 2, ["OFF_TILE"]]
+    assert all(part.images.any() != (part.flags[0] == Flag.OFF_TILE.bit) for part in parts)
+    rows = parts[1].images[0][:, 32]
+    assert len(np.unique(rows, axis=0)) <= 20, "the tile has 20 rows of bins"
 
 
 def test_masked_pixels_are_left_out_of_the_mean_and_flagged() -> None:

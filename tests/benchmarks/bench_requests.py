@@ -42,7 +42,9 @@ def inputs(folder: Path, bucket: str) -> dict[str, Classify]:
     for path in (folder / "tiles").iterdir():
         storage.write(f"{bucket}/tiles/{path.name}", path.read_bytes())
     ra, dec = wcs.all_pix2world(rng.uniform(50, 950, ROWS), rng.uniform(50, 950, ROWS), 0)
-    storage.write_table(f"{bucket}/d.parquet", pa.table({"object_id": np.arange(ROWS), "ra": ra, "dec": dec}))
+    storage.write_table(
+        f"{bucket}/d.parquet", pa.table({"object_id": rng.integers(0, 2**62, ROWS), "ra": ra, "dec": dec})
+    )
     tiles = {"input": f"{bucket}/tiles", "detections": f"{bucket}/d.parquet"}
     return {
         "shard": Classify(input=f"{bucket}/shards", output=f"{bucket}/run-shard", checkpoint=checkpoint),

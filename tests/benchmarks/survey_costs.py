@@ -4,7 +4,7 @@
 
 Rates come from figures.json, never from here; what is not in it is said not to be measured. `--readme` puts the table
 into the README between its two markers. A tile costs CPU time for its pixels and for each detection (a line through the
-measured times of one tile with few and with many); the scorer's time is that of its rate alone on the cores it had.
+measured times of one tile with few and with many); scoring, the CPU time of the scorer alone.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ BEGIN, END = (
     "<!-- end of survey costs -->\n",
 )
 BILLION = 10**9
+MEASURED_PIXELS = 3 * 4_000**2
+"""Of the tile that bench_cutouts measures, three bands."""
 NOT_MEASURED = "not measured"
 Figures = Mapping[str, Mapping[str, Any]]
 
@@ -57,12 +59,11 @@ def tile_cpu_s(figures: Figures, survey: Survey) -> float | None:
     """CPU seconds to open one tile, once a unit, and cut its detections."""
     measured = figures.get("cutouts_rates", {})
     few, many = (measured.get(f"fpack S3 {count}") for count in (1_000, 20_000))
-    pixels = figures.get("cutouts_rates", {}).get("tile_pixels")
-    if not few or not many or not pixels:
+    if not few or not many:
         return None
     each_s = (many["cpu_seconds"] - few["cpu_seconds"]) / 19_000
     opening_s = few["cpu_seconds"] - 1_000 * each_s
-    opening_s *= survey.bands * survey.tile_pix**2 / pixels
+    opening_s *= survey.bands * survey.tile_pix**2 / MEASURED_PIXELS
     return float(opening_s * survey.units_per_tile + each_s * survey.detections_per_tile)
 
 
@@ -70,13 +71,12 @@ def costs(figures: Figures, survey: Survey) -> dict[str, str]:
     """The row of a survey."""
     tiles = BILLION / survey.detections_per_tile
     units = tiles * survey.units_per_tile
-    requests, scorer, gpu = (figures.get(name, {}) for name in ("requests", "scorer", "scorer_gpu"))
+    requests, classify, gpu = (figures.get(name, {}) for name in ("requests", "classify", "scorer_gpu"))
     cut_s = tile_cpu_s(figures, survey)
     row = {"survey": survey.name, "tiles": f"{tiles:,.0f}", "units": f"{units:,.0f}"}
     row["CPU-hours to cut"] = NOT_MEASURED if cut_s is None else f"{tiles * cut_s / 3600:,.0f}"
-    row["CPU-hours to score"] = NOT_MEASURED
-    if scorer:
-        row["CPU-hours to score"] = f"{BILLION / scorer['fast_images_per_s'] * scorer['cores'] / 3600:,.0f}"
+    score_us = classify.get("fast disk alone_us")
+    row["CPU-hours to score"] = f"{BILLION * score_us / 1e6 / 3600:,.0f}" if score_us else NOT_MEASURED
     row["GPU-hours"] = f"{BILLION / gpu['images_per_s'] / 3600:,.1f} ({gpu['device']})" if gpu else NOT_MEASURED
     row["TB read, written"] = row["S3 requests"] = NOT_MEASURED
     if requests:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from deepshadows import storage
 from deepshadows.catalog import collection
 from deepshadows.catalog.hats_files import hats_path
 from deepshadows.outcomes import ExitCode, Failure, HeldError, InputError, StorageError, Summary, UsageError
+from deepshadows.run.manifest import manifest_url, read_manifest, score_objects, write_score_parts
 from deepshadows.schema import Flag, score_schema
 from deepshadows.settings import Publish
 from deepshadows.verbs import publish
@@ -252,11 +254,13 @@ def test_a_damaged_score_object_of_the_right_size_is_refused(place: str) -> None
 
 
 def test_a_manifest_cannot_name_objects_outside_its_run(place: str) -> None:
-    write_run(f"{place}/run", mixed_tables())
-    url = f"{place}/run/manifest.json"
-    storage.write(url, storage.read(url).replace(b'"url":"scores/', b'"url":"../scores/'))
+    run = write_run(f"{place}/run", mixed_tables())
+    manifest = read_manifest(run)
+    astray = [replace(score, url=f"../{score.url}") for part in score_objects(run, manifest) for score in part]
+    parts = write_score_parts(run, "astray", astray)
+    storage.write(manifest_url(run), manifest.model_copy(update={"score_parts": parts}).model_dump_json().encode())
     with pytest.raises(InputError, match="outside the run"):
-        publish.run(Publish(run=(f"{place}/run",), catalog=f"{place}/cat"))
+        publish.run(Publish(run=(run,), catalog=f"{place}/cat"))
 
 
 def test_a_new_version_replaces_what_readers_see_and_nothing_else(place: str) -> None:
@@ -325,10 +329,10 @@ def test_a_pointer_whose_answer_was_lost_may_name_the_version_and_keeps_it_whole
 ) -> None:
     published(place, *mixed_tables(1))
     run = write_run(f"{place}/run2", mixed_tables(2), name="two")
-    replace = storage.replace
+    put = storage.replace
 
     def lost(url: str, data: bytes, etag: str) -> bool:
-        done = replace(url, data, etag)
+        done = put(url, data, etag)
         if url.endswith(collection.POINTER):
             raise StorageError("the connection broke")
         return done

@@ -75,7 +75,7 @@ def merge_entries(before: pa.Table | None, added: Sequence[pa.Table], removed: S
     if before is not None and removed:
         kept = [before.join(pa.concat_tables(removed), keys=_KEYS, join_type="left anti")]
     table = pa.concat_tables([*kept, *added])
-    return table.take(pc.sort_indices(table["object_id"]))  # by one column it takes a third of the time of three
+    return table.take(pc.sort_indices(table, sort_keys=[(name, "ascending") for name in _KEYS]))
 
 
 def write_index_part(

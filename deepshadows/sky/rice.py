@@ -124,7 +124,8 @@ class Rice:
         library = _library()
         assert library is not None
         size, offset = (np.ascontiguousarray(table["COMPRESSED_DATA"][:, part], np.int64) for part in (0, 1))
-        if (offset < 0).any() or (size < 0).any() or (offset + size > len(heap) - SLACK_BYTES).any():
+        held = len(heap) - SLACK_BYTES
+        if ((offset < 0) | (size < 0) | (size > held) | (offset > held - size)).any():  # their sum may overflow
             raise InputError(f"{where} cannot be read, truncated or damaged: its table of tiles points outside")
         total = shape[0] * shape[1]
         out = np.empty(shape, np.float32) if self.quantised else None

@@ -119,6 +119,16 @@ def test_damaged_rice_is_pixels_or_an_error(tmp_path: Path, flips: list[tuple[fl
         assert "b.fits" in str(error)
 
 
+@pytest.mark.parametrize(("size", "offset"), [(2**63 - 1, 10), (40, 2**63 - 1), (-1, 0), (41, 0)])
+def test_descriptors_that_point_outside_are_an_error(size: int, offset: int) -> None:
+    """Those of 64 bits may be so large that their sum is negative."""
+    kind = [("COMPRESSED_DATA", ">i8", (2,)), ("ZSCALE", ">f8"), ("ZZERO", ">f8")]
+    table = np.array([((size, offset), 1.0, 0.0)], kind)
+    how = rice.Rice(bytes_a_pixel=4, block=32, dither=1, seed=1, quantised=True, blank=None)
+    with pytest.raises(InputError, match=r"b\.fits.*points outside"):
+        how.decode(table, np.zeros(40 + rice.SLACK_BYTES, np.uint8), 0, 70, (1, 70), "b.fits")
+
+
 def read_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the ranges that are read from now on."""
     sizes: list[int] = []

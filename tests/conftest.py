@@ -35,6 +35,7 @@ def ray_local(object_store: SeaweedFS) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
+        patch.setenv("RAY_metrics_report_interval_ms", "1000")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         patch.delenv("RAY_ADDRESS", raising=False)
         import ray

@@ -1,7 +1,7 @@
 """What a run tells Prometheus while it goes on: counters of the scorer actors, which Ray exports on every node.
 
-Ray writes them as `ray_<name>_total` with labels for job and node; `cluster/grafana.json` draws them. Without
-Ray they count for nobody, and cost a microsecond.
+Ray writes them as `ray_<name>_total` with labels for run and node; `cluster/grafana.json` draws them. Without Ray they
+count for nobody, and cost a microsecond.
 """
 
 from __future__ import annotations
@@ -19,16 +19,27 @@ from deepshadows.schema import IMAGE_BYTES
 
 T = TypeVar("T")
 
-IMAGES = Counter("deepshadows_images", "Cut-outs that went through the network.")
-INPUT_BYTES = Counter("deepshadows_input_bytes", "Pixels of units done: 12,288 B a shard's row, a tile's files whole.")
-UNITS = Counter("deepshadows_units", "Units that came to an end: done, quarantined or failed.", ("outcome",))
-RETRIES = Counter("deepshadows_retries", "Further tries of a unit that could not be read.")
-SCORER_SECONDS = Counter("deepshadows_scorer_seconds", "Time of scorers, with the network at work or not.", ("state",))
+_RUN = ("run",)
+IMAGES = Counter("deepshadows_images", "Cut-outs that went through the network.", _RUN)
+INPUT_BYTES = Counter("deepshadows_input_bytes", "Input of units done: 12,288 B a shard's row, a tile's files.", _RUN)
+UNITS = Counter("deepshadows_units", "Units that ended: done, quarantined or failed.", ("outcome", *_RUN))
+RETRIES = Counter("deepshadows_retries", "Further tries of a unit that could not be read.", _RUN)
+SCORER_SECONDS = Counter("deepshadows_scorer_seconds", "Time of scorers, busy or idle.", ("state", *_RUN))
 QUEUE_WAIT_SECONDS = Histogram(
     "deepshadows_queue_wait_seconds",
     "How long the network waited for each part of a unit (about 1000 cut-outs) to be read.",
     boundaries=[0.001, 0.01, 0.1, 1, 10, 60],
+    tag_keys=_RUN,
 )
+
+
+def count_for(run: str) -> None:
+    """What this process counts from now on is of that run."""
+    for metric in (IMAGES, INPUT_BYTES, UNITS, RETRIES, SCORER_SECONDS, QUEUE_WAIT_SECONDS):
+        metric.set_default_tags({"run": run})
+
+
+count_for("")
 
 
 class _Clock:
@@ -76,7 +87,7 @@ def waited(parts: Iterator[T]) -> Iterator[T]:
 
 
 def unit_ended(unit: Unit, outcome: Literal["done", "quarantined", "failed"]) -> None:
-    """A unit has come to its end; the pixels of one that is done have all been read."""
+    """A unit has come to its end."""
     UNITS.inc(tags={"outcome": outcome})
     pixel_bytes = unit.size_bytes if unit.kind == UnitKind.TILE else unit.rows * IMAGE_BYTES
     if outcome == "done" and unit.kind != UnitKind.UNPLACED and pixel_bytes:

@@ -50,6 +50,7 @@ class UnitScorer:
     ) -> None:
         self._settings = settings
         self._run, self._run_id, self._fingerprint = run, run_id, fingerprint
+        metrics.count_for(run_id)
         self._scorer = load_scorer(
             settings.checkpoint,
             precision=settings.precision,

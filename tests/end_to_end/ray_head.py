@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import socket
@@ -12,14 +11,11 @@ import sys
 import tempfile
 import time
 import uuid
-from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
 import requests
-from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.samples import Sample
 
 LOCAL = Path(__file__).parents[2] / "cluster" / "local.sh"
 START_LIMIT_S = 90.0
@@ -70,18 +66,6 @@ class RayHead:
         log = (self.folder / "head.log").read_text(errors="replace")
         self.stop()
         raise RuntimeError(f"Ray did not start at {self.address}:\n{log[-3000:]}")
-
-    def scraped(self) -> dict[str, list[Sample]]:
-        """What Prometheus would find on the nodes, by name."""
-        found = defaultdict(list)
-        for group in json.loads((self.folder / "ray" / "prom_metrics_service_discovery.json").read_text()):
-            for target in group["targets"]:
-                with contextlib.suppress(requests.ConnectionError):  # two have fixed ports, which another Ray may hold
-                    text = requests.get(f"http://{target}", timeout=10).text
-                    for family in text_string_to_metric_families(text):
-                        for sample in family.samples:
-                            found[sample.name].append(sample)
-        return found
 
     def family(self) -> list[psutil.Process]:
         """Every process below the head."""

@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ from deepshadows.sky.shards import open_shard, read_cutouts, write_shard
 from deepshadows.sky.stretch import DES
 from deepshadows.sky.viewer import safe_name
 from deepshadows.verbs import classify
+from deepshadows.verbs.classify_plan import plan
 from deepshadows.verbs.explain import file_name
+from deepshadows.verbs.unit_scoring import UnitScorer
 from tests.sky.test_shards import cutouts_of
 from tests.sky.tile_files import write_tile
 from tests.verbs.conftest import checkpoint as small_checkpoint  # noqa: F401 -- the fixture
@@ -107,14 +110,13 @@ def test_an_array_that_declares_more_than_there_is(tmp_path: Path) -> None:
         read_cutouts(str(tmp_path / "a.npz"), Geometry(stretch=DES))
 
 
-@pytest.mark.usefixtures("ray_local")
 def test_a_row_group_that_unpacks_to_too_much(tmp_path: Path, small_checkpoint: str) -> None:  # noqa: F811
-    """A few kilobytes that are 700,000 equal images: refused, and its rows are counted and named all the same."""
+    """A few kilobytes that are 700,000 equal images: refused, and its rows are counted all the same."""
     rows = 700_000
     write_shard(str(tmp_path / "in" / "good.parquet"), cutouts_of(20, labelled=False))
     schema = open_shard(str(tmp_path / "in" / "good.parquet")).schema_arrow
     image = schema.field("image")
-    pixels = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([bytes(12288)], image.type))
+    pixels = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([bytes(12288)]))
     fields = [schema.field("object_id"), pa.field("image", pixels.type, metadata=image.metadata)]
     table = pa.table([pa.array(range(1000, 1000 + rows)), pixels], schema=pa.schema(fields))
     bomb = tmp_path / "in" / "bomb.parquet"
@@ -124,19 +126,19 @@ def test_a_row_group_that_unpacks_to_too_much(tmp_path: Path, small_checkpoint: 
     assert bomb.stat().st_size < 100_000
     with pytest.raises(InputError, match="row group 0 unpacks"):
         read_cutouts(str(bomb), Geometry(stretch=DES))
-    told = classify.run(
-        Classify(
-            input=str(tmp_path / "in"),
-            checkpoint=small_checkpoint,
-            output=str(tmp_path / "run"),
-            precision="exact",
-            retries=0,
-        )
+    wanted = Classify(
+        input=str(tmp_path / "in"),
+        checkpoint=small_checkpoint,
+        output=str(tmp_path / "run"),
+        precision="exact",
+        retries=0,
     )
-    figures = told.figures
-    assert (figures["rows_planned"], figures["rows_scored"], figures["rows_quarantined"]) == (rows + 20, 20, rows)
-    assert "row group 0 unpacks" in told.text[-1]
-    assert pq.read_metadata(tmp_path / "run" / "rejects.parquet").num_rows == rows
+    planned = plan(wanted, wanted.output)
+    assert planned.record.rows_planned == rows + 20
+    scorer = UnitScorer(wanted, wanted.output, "run", "fingerprint", 1, "cpu")
+    receipts = [scorer(asdict(unit)) for unit in planned.units]
+    assert {receipt["rows"]: receipt["quarantined"] for receipt in receipts} == {20: False, rows: True}
+    assert any("row group 0 unpacks" in receipt["reason"] for receipt in receipts)
 
 
 class Marker:

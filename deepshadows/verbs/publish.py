@@ -7,17 +7,17 @@ holds counts and addresses, never rows; a task holds one chunk or one partition.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from itertools import chain
 
 from deepshadows import settings, storage
 from deepshadows.catalog import collection, hats_files, provenance
 from deepshadows.catalog.collection import NewVersion
-from deepshadows.catalog.score_objects import ScoreSource, arrow_id_type
+from deepshadows.catalog.score_objects import arrow_id_type
 from deepshadows.catalog.version_folder import table_name
 from deepshadows.outcomes import InputError, Summary
 from deepshadows.run.manifest import Manifest, quarantined_units, read_manifest, score_objects
 from deepshadows.verbs.ray_session import ray_session
+from deepshadows.verbs.score_sources import sources_of
 from deepshadows.verbs.version_plan import plan_version
 from deepshadows.verbs.version_writing import Tally, new_version, write_files, write_version
 
@@ -67,15 +67,6 @@ def _facts(url: str, manifest: Manifest) -> provenance.RunFacts:
         rows=rows,
         inventory=inventory,
     )
-
-
-def sources_of(run: str, manifest: Manifest) -> Iterator[ScoreSource]:
-    """The score objects of a finished run, sorted by unit."""
-    for score in chain.from_iterable(score_objects(run, manifest)):
-        if score.url.startswith("/") or "://" in score.url or ".." in score.url.split("/"):
-            raise InputError(f"{run}: its manifest names a score object outside the run: {score.url}")
-        url = storage.join(run, score.url)
-        yield ScoreSource(url, score.size_bytes, score.rows, manifest.fingerprint, manifest.id_type)
 
 
 def _row_figures(runs: list[provenance.RunFacts], rows_in: int, tally: Tally) -> dict[str, int]:

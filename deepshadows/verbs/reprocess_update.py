@@ -29,7 +29,6 @@ from deepshadows.settings import Classify, Reprocess
 from deepshadows.verbs import classify
 from deepshadows.verbs.classify_plan import plan
 from deepshadows.verbs.comparison import compare_versions
-from deepshadows.verbs.publish import sources_of
 from deepshadows.verbs.ray_session import ray_session
 from deepshadows.verbs.reprocess_input import (
     Seen,
@@ -40,6 +39,7 @@ from deepshadows.verbs.reprocess_input import (
     write_seen,
 )
 from deepshadows.verbs.reprocess_report import Outcome, diff_record, provenance_of, summarise, unchanged
+from deepshadows.verbs.score_sources import sources_of
 from deepshadows.verbs.stock import named, take_stock
 from deepshadows.verbs.version_plan import plan_version
 from deepshadows.verbs.version_writing import new_version, write_files, write_version

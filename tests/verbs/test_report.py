@@ -20,10 +20,11 @@ import pytest
 from PIL import Image
 
 from deepshadows import storage
+from deepshadows.catalog import inventory
 from deepshadows.outcomes import ExitCode, Failure, InputError, Summary, UsageError
-from deepshadows.run.plan import Draft
-from deepshadows.run.record import RunRecord
-from deepshadows.run.units import make_unit
+from deepshadows.run.plan import Draft, Plan
+from deepshadows.run.record import RunRecord, read_record
+from deepshadows.run.units import Unit, make_unit
 from deepshadows.schema import Flag
 from deepshadows.settings import Evaluate, Publish, Report
 from deepshadows.sky.cutouts import Geometry, cut
@@ -202,8 +203,8 @@ def test_purity_and_completeness_are_those_of_evaluate(
     whole: tuple[Summary, Page, Path], classified: Path, ray_local: None, tmp_path: Path
 ) -> None:
     summary, page, _ = whole
-    catalog = str(tmp_path / "cat")
-    publish.run(Publish(run=(str(classified / "run"),), catalog=catalog))
+    catalog, run = str(tmp_path / "cat"), shutil.copytree(classified / "run", tmp_path / "run")
+    publish.run(Publish(run=(str(run),), catalog=catalog))
     truth = str(classified / "truth.parquet")
     judged = evaluate.run(Evaluate(catalog=catalog, truth=truth, threshold=0.5, prevalence=0.05)).figures
     same = ("tp", "fp", "fn", "tn", "completeness", "completeness_lo", "purity", "purity_hi", "purity_at_prevalence")
@@ -240,10 +241,28 @@ def test_purity_and_completeness_are_those_of_evaluate(
     Path(catalog, "v0001", "diff.json").unlink()
     with pytest.raises(Failure, match="v0009"):
         made(f"{catalog}/v0009", tmp_path)
-    shutil.rmtree(classified / "run" / "units")
+    units = list(Plan(str(run), read_record(str(run))))
+    shutil.rmtree(run / "units")
     gone, shown = made(catalog, tmp_path, gallery=2)
     assert gone.figures["images_shown"] == 0
     assert "units/run-00000.parquet: not found" in shown.section("objects").text
+    shutil.rmtree(run)
+    inventory.write(f"{catalog}/v0001", inventory_of(units))
+    kept, shown = made(catalog, tmp_path, gallery=2)
+    assert (kept.figures["images_gone"], kept.figures["images_shown"]) == (0, of_catalogue.figures["images_shown"])
+    assert "torn" in shown.section("quarantine").text
+    assert "not read" in shown.section("provenance").text
+
+
+def inventory_of(units: list[Unit]) -> inventory.Inventory:
+    """What a version of `reprocess` keeps of its units; the fourth could not be read."""
+    rows = [
+        {name: getattr(unit, name) for name in inventory.UNIT_COLUMNS.names if hasattr(unit, name)}
+        | {"run": "run", "reason": "torn" if number == 3 else "", "unscored": 0, "scores": [], "mean": [], "spread": []}
+        for number, unit in enumerate(units)
+    ]
+    told = inventory.InventorySummary(recipe="", id_type="int64", checkpoint={}, runs={})
+    return inventory.Inventory(told, pa.Table.from_pylist(rows, schema=inventory.INVENTORY_SCHEMA))
 
 
 def test_an_identifier_that_is_a_script_is_text(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from deepshadows import storage
 from deepshadows.catalog.score_objects import ScoreSource
 from deepshadows.outcomes import InputError
 from deepshadows.run.ledger import open_ledger
-from deepshadows.run.manifest import Manifest, QuarantinedUnit, quarantined_units, score_objects
+from deepshadows.run.manifest import Manifest, QuarantinedUnit, quarantined_units
 from deepshadows.run.plan import plan_blocks, unit_ids
 from deepshadows.run.record import RunRecord, read_record
 from deepshadows.run.scores import committed, quarantined, score_url
@@ -84,15 +84,6 @@ def units_named(run_url: str, names: Sequence[str]) -> dict[str, Unit]:
 def _common(url: str, told: Manifest | RunRecord) -> dict[str, Any]:
     names = ("run", "fingerprint", "settings", "checkpoint", "preprocessing", "versions")
     return {"url": url, **{name: getattr(told, name) for name in names}}
-
-
-def scores_of(url: str, manifest: Manifest) -> Iterator[ScoreSource]:
-    """The score objects of a finished run."""
-    for one in itertools.chain.from_iterable(score_objects(url, manifest)):
-        if one.url.startswith("/") or ".." in one.url.split("/"):
-            raise InputError(f"{url}: its manifest names a score object outside the run: {one.url}")
-        address = storage.join(url, one.url)
-        yield ScoreSource(address, one.size_bytes, one.rows, manifest.fingerprint, manifest.id_type)
 
 
 def of_store(url: str, record: RunRecord) -> tuple[RunPart, list[ScoreSource]]:

@@ -32,10 +32,10 @@ from deepshadows.verbs.review.run_parts import (
     RunPart,
     of_manifest,
     of_store,
-    scores_of,
     units_named,
 )
 from deepshadows.verbs.review.tables import Table, score_tables
+from deepshadows.verbs.score_sources import sources_of
 
 _OF_UNIT = [name for name in UNIT_SCHEMA.names if name != "source"]
 
@@ -116,7 +116,7 @@ def open_source(url: str) -> Source:
 def _open_run(url: str, record: RunRecord | None) -> Source:
     if storage.exists(manifest_url(url)):
         manifest = read_manifest(url)
-        part, scores, id_type = of_manifest(url, manifest), list(scores_of(url, manifest)), manifest.id_type
+        part, scores, id_type = of_manifest(url, manifest), list(sources_of(url, manifest)), manifest.id_type
     else:
         assert record is not None
         part, scores = of_store(url, record)

@@ -437,6 +437,7 @@ class Scoring(Columns, TileReading):
     threads: NotNegative = Field(0, description="CPU threads of a scorer; 0 shares the cores out evenly.")
     cut_threads: Positive = Field(1, description="CPU threads beside them that read and cut one tile.")
     retries: NotNegative = Field(2, description="Further tries before a unit is quarantined.")
+    no_progress_s: Positive = Field(900, description="Seconds without a finished unit after which a run gives up.")
     fov_arcsec: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Feed shards of this field although the card states another; recorded."
     )

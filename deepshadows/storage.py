@@ -13,13 +13,14 @@ import os
 import re
 import shutil
 import socket
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import obstore
 import pyarrow as pa
@@ -44,6 +45,8 @@ _FORBIDDEN = re.compile(
 
 STREAM_CHUNK_BYTES = 1 << 20
 """Larger ones are put together by the client from what arrives, at the cost of one more copy."""
+REPEAT_WAITS_S = (0.1, 1.0)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,19 +125,41 @@ def _translated(url: str, doing: str) -> Iterator[None]:
         what = "the bucket does not exist" if "NoSuchBucket" in str(error) else "not found"
         raise NotFoundError(f"{url}: {what}, while {doing}; check the path") from error
     except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
-        raise ForbiddenError(_forbidden(url, doing)) from error
+        raise ForbiddenError(_forbidden(url, doing, str(error))) from error
     except (BaseError, OSError) as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         if "NoSuchBucket" in str(error):
             raise NotFoundError(f"{url}: the bucket does not exist, while {doing}; check the path") from error
         if _FORBIDDEN.search(str(error)):
-            raise ForbiddenError(_forbidden(url, doing)) from error
+            raise ForbiddenError(_forbidden(url, doing, str(error))) from error
         raise StorageError(f"{url}: {doing} failed: {first_line}") from error
 
 
-def _forbidden(url: str, doing: str) -> str:
+def _asked(url: str, doing: str, ask: Callable[[], T]) -> T:
+    """What `ask()` gives, its errors as ours; asked again where a store did not answer.
+
+    The client does that by itself but for conditional writes on a connection that broke, and for listings cut short.
+    """
+    for wait_s in REPEAT_WAITS_S if is_s3(url) else ():
+        try:
+            with _translated(url, doing):
+                return ask()
+        except (NotFoundError, ForbiddenError):
+            raise
+        except StorageError:
+            time.sleep(wait_s)
+    with _translated(url, doing):
+        return ask()
+
+
+def _forbidden(url: str, doing: str, answer: str) -> str:
     if not is_s3(url):
         return f"{url}: permission denied while {doing}; check the permissions of the path"
+    if "RequestTimeTooSkewed" in answer:
+        return (
+            f"{url}: refused while {doing}: the clock of {socket.gethostname()} and that of the store differ by "
+            "too much; set the clock, then run the same command again"
+        )
     keys = "key in the environment" if "AWS_ACCESS_KEY_ID" in os.environ else "no key in the environment"
     return (
         f"{url}: permission denied while {doing} on {socket.gethostname()} ({keys}); check AWS_ACCESS_KEY_ID, "
@@ -145,15 +170,14 @@ def _forbidden(url: str, doing: str) -> str:
 def read(url: str) -> bytes:
     """The whole object."""
     store, key = _locate(url)
-    with _translated(url, "reading"):
-        return obstore.get(store, key).bytes().to_bytes()
+    return _asked(url, "reading", lambda: obstore.get(store, key).bytes().to_bytes())
 
 
 def read_ranges(url: str, starts: Sequence[int], ends: Sequence[int]) -> list[bytes]:
     """Byte ranges [start, end) in as few requests as the gaps allow."""
     store, key = _locate(url)
-    with _translated(url, "reading"):
-        return [part.to_bytes() for part in obstore.get_ranges(store, key, starts=starts, ends=ends)]
+    parts = _asked(url, "reading", lambda: obstore.get_ranges(store, key, starts=starts, ends=ends))
+    return [part.to_bytes() for part in parts]
 
 
 def read_range(url: str, start: int, end: int) -> memoryview:
@@ -161,8 +185,7 @@ def read_range(url: str, start: int, end: int) -> memoryview:
     store, key = _locate(url)
     if end <= start:
         return memoryview(b"")
-    with _translated(url, "reading"):
-        data = memoryview(obstore.get_range(store, key, start=start, end=end))
+    data = memoryview(_asked(url, "reading", lambda: obstore.get_range(store, key, start=start, end=end)))
     if len(data) != end - start:
         raise InputError(f"{url}: ends {end - start - len(data)} bytes early: truncated or damaged")
     return data
@@ -230,9 +253,7 @@ def arrow_location(url: str) -> tuple[pa.fs.FileSystem, str]:
 def stat(url: str) -> StoredObject:
     """Size and etag; raises `NotFoundError`."""
     store, key = _locate(url)
-    with _translated(url, "looking it up"):
-        meta = obstore.head(store, key)
-    return _described(url, meta)
+    return _described(url, _asked(url, "looking it up", lambda: obstore.head(store, key)))
 
 
 def _described(url: str, meta: obstore.ObjectMeta) -> StoredObject:
@@ -255,12 +276,19 @@ def iter_objects(url: str, suffixes: tuple[str, ...] = (), *, hidden: bool = Fal
     """Objects below a folder in the store's order, a page of them in memory; hidden ones left out unless wanted."""
     store, key = _locate(url)
     prefix = f"s3://{_bucket_and_key(url)[0]}/" if is_s3(url) else "/"
-    with _translated(url, "listing"):
-        for batch in obstore.list(store, key, chunk_size=1000):
-            for meta in batch:
-                path = prefix + meta["path"]
-                if path.lower().endswith(suffixes or "") and (hidden or not name_of(path).startswith((".", "_"))):
-                    yield _described(path, meta)
+    page, pages = _asked(url, "listing", lambda: _first_page(store, key))
+    while page:
+        for meta in page:
+            path = prefix + meta["path"]
+            if path.lower().endswith(suffixes or "") and (hidden or not name_of(path).startswith((".", "_"))):
+                yield _described(path, meta)
+        with _translated(url, "listing"):
+            page = next(pages, ())
+
+
+def _first_page(store: Any, key: str) -> tuple[Sequence[obstore.ObjectMeta], Iterator[Sequence[obstore.ObjectMeta]]]:
+    pages = iter(obstore.list(store, key, chunk_size=1000))
+    return next(pages, ()), pages
 
 
 def list_objects(url: str, suffixes: tuple[str, ...] = (), *, hidden: bool = False) -> list[StoredObject]:
@@ -274,8 +302,7 @@ def list_objects(url: str, suffixes: tuple[str, ...] = (), *, hidden: bool = Fal
 def write(url: str, data: bytes) -> None:
     """Put the whole object, replacing what was there; readers see the old or the new, never a part."""
     store, key = _locate(url)
-    with _translated(url, "writing"):
-        obstore.put(store, key, data, use_multipart=False)
+    _asked(url, "writing", lambda: obstore.put(store, key, data, use_multipart=False))
 
 
 def write_table(url: str, table: pa.Table) -> None:
@@ -291,25 +318,32 @@ def create(url: str, data: bytes) -> bool:
 
 
 def create_etag(url: str, data: bytes) -> str | None:
-    """Put the object only where none is: its etag, or None where one was there already."""
+    """Put the object only where none is: its etag, or None where one is, maybe this very one, its answer being lost."""
     store, key = _locate(url)
-    with _translated(url, "writing"):
+
+    def ask() -> str | None:
         try:
             return obstore.put(store, key, data, mode="create")["e_tag"] or ""
         except (AlreadyExistsError, PreconditionError):
             return None
 
+    return _asked(url, "writing", ask)
+
 
 def replace(url: str, data: bytes, etag: str) -> bool:
-    """Put the object only where the one there still has `etag`; False where it has changed."""
+    """Put the object only where the one there still has `etag`; False where it has changed, maybe by this very one."""
     store, key = _locate(url)
+
+    def ask() -> bool:
+        try:
+            obstore.put(store, key, data, mode={"e_tag": etag})
+        except PreconditionError:
+            return False
+        return True
+
+    if is_s3(url):
+        return _asked(url, "replacing", ask)
     with _translated(url, "replacing"):
-        if is_s3(url):
-            try:
-                obstore.put(store, key, data, mode={"e_tag": etag})
-            except PreconditionError:
-                return False
-            return True
         if not exists(url):
             return False
         with _locked(url):
@@ -365,8 +399,8 @@ def children(url: str) -> list[str]:
 def delete(url: str) -> None:
     """Remove the object; one that is gone already is no error, on disk as on S3."""
     store, key = _locate(url)
-    with _translated(url, "deleting"), contextlib.suppress(FileNotFoundError):
-        obstore.delete(store, key)
+    with contextlib.suppress(NotFoundError):
+        _asked(url, "deleting", lambda: obstore.delete(store, key))
 
 
 def delete_folder(url: str) -> None:

@@ -90,7 +90,7 @@ def _score(settings: Classify, target: str, record: RunRecord, ledger: Ledger) -
     placement = place(settings.scorers, settings.threads)
     placement = replace(placement, scorers=min(placement.scorers, ledger.units_open))
     arguments = settings, target, record.run, record.fingerprint, placement.threads, placement.device
-    pool = ScorerPool(UnitScorer, arguments, placement)
+    pool = ScorerPool(UnitScorer, arguments, placement, settings.no_progress_s)
     units = open_units(target, record, ledger)
     rows = (row or _given_up(target, Unit(**unit)) for unit, row in pool.results(units))
     for row in track(rows, "scoring units", ledger.units_open, ScoringNote()):

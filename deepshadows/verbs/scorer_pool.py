@@ -15,7 +15,6 @@ import ray
 
 from deepshadows.outcomes import Failure
 
-NO_PROGRESS_TIMEOUT_S = 900.0
 CALLS_AT_ONCE = 2
 """Units an actor works at: one is read or committed while the other is scored."""
 UNITS_IN_HAND = 3
@@ -96,7 +95,9 @@ class ScorerPool:
     Units that were in the hands of one that died go to the first that has room.
     """
 
-    def __init__(self, scorer_class: type, arguments: tuple[Any, ...], placement: Placement) -> None:
+    def __init__(
+        self, scorer_class: type, arguments: tuple[Any, ...], placement: Placement, no_progress_s: float = 900
+    ) -> None:
         remote = ray.remote(scorer_class).options(
             num_cpus=placement.cpus,
             num_gpus=placement.gpus,
@@ -105,6 +106,7 @@ class ScorerPool:
             max_task_retries=0,
             scheduling_strategy="SPREAD",
         )
+        self._no_progress_s = no_progress_s
         self._scorers = [_Scorer(remote.remote(*arguments)) for _ in range(placement.scorers)]
         self._calls: dict[Any, _Call] = {}
         self._again: deque[UnitRow] = deque()
@@ -118,7 +120,7 @@ class ScorerPool:
         Raises
         ------
         Failure
-            No scorer starts, one raises, or nothing happens for a quarter of an hour.
+            No scorer starts, one raises, or nothing happens for `no_progress_s`.
         """
         remaining = iter(units)
         try:
@@ -167,11 +169,11 @@ class ScorerPool:
     def _finished(self) -> list[Any]:
         """References that are ready, one at least."""
         waiting = list(self._calls)
-        ready, _ = ray.wait(waiting, num_returns=1, timeout=NO_PROGRESS_TIMEOUT_S)
+        ready, _ = ray.wait(waiting, num_returns=1, timeout=self._no_progress_s)
         if not ready:
             raise Failure(
-                f"scoring stopped: no unit was finished and no scorer started in {NO_PROGRESS_TIMEOUT_S:.0f} s; "
-                "look at the nodes of the cluster, then run the same command again to go on"
+                f"scoring stopped: no unit was finished and no scorer started in {self._no_progress_s:.0f} s "
+                "(--no-progress-s); look at the nodes of the cluster, then run the same command again to go on"
             )
         ready, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
         return list(ready)

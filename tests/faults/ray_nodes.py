@@ -39,20 +39,20 @@ def main(count: int) -> None:
 class RayNodes:
     """The process above; its nodes take the environment that is given."""
 
-    def __init__(self, environment: dict[str, str], count: int = 2) -> None:
+    def __init__(self, environment: dict[str, str], count: int) -> None:
         self.environment = {
             **os.environ, **environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex,
             "RAY_USAGE_STATS_ENABLED": "0", "RAY_raylet_start_wait_time_s": "120",
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # what keeps Ray, drivers too, on the loopback
         }  # fmt: skip
-        command = [sys.executable, "-m", "tests.faults.ray_nodes", str(count)]
+        self.environment.pop("RAY_ADDRESS", None)
+        self.count = count
         self.process = subprocess.Popen(
-            command,
+            [sys.executable, "-m", "tests.faults.ray_nodes", str(count)],
             cwd=ROOT,
             env=self.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
             text=True,
         )
         assert self.process.stdout is not None
@@ -66,19 +66,11 @@ class RayNodes:
         self.process.stdin.write(what + "\n")
         self.process.stdin.flush()
         assert self.process.stdout.readline() == "done\n"
+        self.count += 1 if what == "add" else -1
 
-    def scorers(self) -> list[psutil.Process]:
-        """The processes that score units."""
-        family = psutil.Process(self.process.pid).children(recursive=True)
-        found = []
-        for process in family:
-            try:
-                name = " ".join(process.cmdline())
-            except psutil.Error:
-                continue
-            if name.startswith("ray::") and "UnitScorer" in name:
-                found.append(process)
-        return found
+    def workers(self, name: str) -> list[psutil.Process]:
+        """The processes of actors of that class."""
+        return named_workers(self.process.pid, name)
 
     def stop(self) -> None:
         family = psutil.Process(self.process.pid).children(recursive=True)
@@ -88,6 +80,19 @@ class RayNodes:
         for process in alive:
             process.kill()
         self.process.wait()
+
+
+def named_workers(pid: int, name: str) -> list[psutil.Process]:
+    """Ray's worker processes below `pid` that hold an actor of that class."""
+    found = []
+    for process in psutil.Process(pid).children(recursive=True):
+        try:
+            title = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if title.startswith("ray::") and name in title:
+            found.append(process)
+    return found
 
 
 if __name__ == "__main__":

@@ -1,28 +1,46 @@
-"""Several faults at once, on a Ray of two worker nodes: `pytest -n 0 -m faults tests/faults/test_short.py`."""
+"""The fault tests in short, for every day: several faults at once. All of them: `pytest -n 0 -m faults`."""
 
 from __future__ import annotations
+
+import random
+from collections.abc import Callable
 
 import pytest
 
 from deepshadows.outcomes import ExitCode
-from tests.faults.conftest import ROWS, Place, catalogue
+from tests.faults.place import LIMIT_S, UNITS, Place, catalogue
 from tests.faults.proxy import KINDS
 
+pytestmark = pytest.mark.timeout(300)
 
-@pytest.mark.faults
-@pytest.mark.timeout(600)
-def test_a_bad_road_to_the_store_a_killed_scorer_and_a_lost_node_change_nothing(place: Place, target: str) -> None:
-    """Five answers in a hundred are errors, resets, lost, slow or truncated; a scorer is killed, then a node goes."""
-    place.road.begin(0.05, KINDS, seed=1)
-    driver = place.classify(target)
-    driver.until(3)
-    scorers = place.nodes.scorers()
-    assert scorers
-    scorers[0].kill()
-    driver.until(8)
-    place.nodes.ask("kill")
-    record = driver.end()
-    assert record["exit_code"] == ExitCode.DONE, driver.log
-    assert (record["rows_scored"], record["units_quarantined"]) == (ROWS, 0)
-    assert sum(place.road.counts.values()) - place.road.counts["good"] >= 3
+
+def test_of_two_drivers_that_take_up_the_run_of_a_killed_one_one_finishes(
+    place: Place, target: str, trial: Callable[[str], None]
+) -> None:
+    """A driver is killed; two take its run up at the same time."""
+    first = place.classify(target)
+    place.road.at(random.Random(3).randint(1, UNITS // 2), "PUT", "/scores/", first.kill)
+    first.process.wait(LIMIT_S)
+    drivers = [place.classify(target), place.classify(target)]
+    records = [driver.end() for driver in drivers]
+    assert sorted(record["exit_code"] for record in records) == [ExitCode.DONE, ExitCode.HELD], [d.log for d in drivers]
     assert catalogue(target).equals(place.undisturbed)
+    trial("one finished it, the other ended with code 4")
+
+
+@pytest.mark.faults  # until a quiet machine has run it
+def test_a_bad_road_a_killed_scorer_and_a_lost_node_change_nothing(
+    place: Place, target: str, trial: Callable[[str], None]
+) -> None:
+    """At once: five bad answers in a hundred, a killed scorer, a lost node."""
+    place.road.spoil(0.05, KINDS, seed=1)
+    driver = place.classify(target)
+    gates = [
+        place.road.at(3, "PUT", "/scores/", lambda: place.nodes.workers("UnitScorer")[0].kill()),
+        place.road.at(8, "PUT", "/scores/", lambda: place.nodes.ask("kill")),
+    ]
+    place.check(target, driver.end(), driver.log)
+    for gate in gates:
+        gate.result(0)
+    assert place.road.spoiled >= 2
+    trial("the run went on")

@@ -1,0 +1,74 @@
+"""What came of the fault tests, as a table: `python -m tests.faults.table FAULTS.xml [MORE.xml] [--readme README.md]`.
+
+Reads JUnit files of `pytest -n 0 -m faults --junitxml FAULTS.xml`. With `--readme`, puts the table between its marks
+there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.etree import ElementTree
+
+BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
+
+
+@dataclass
+class Row:
+    """Trials of one fault."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    failed: int = 0
+    skipped: str = ""
+    longest_s: float = 0.0
+
+
+def rows_of(files: list[Path]) -> dict[str, Row]:
+    """By fault, in the order of the tests; a test that failed or was skipped counts as such."""
+    rows: dict[str, Row] = {}
+    for case in (case for file in files for case in ElementTree.parse(file).iter("testcase")):
+        properties = {item.get("name", ""): item.get("value", "") for item in case.iter("property")}
+        if "fault" not in properties:
+            continue
+        row = rows.setdefault(properties.pop("fault"), Row())
+        row.failed += case.find("failure") is not None or case.find("error") is not None
+        if (skipped := case.find("skipped")) is not None:
+            row.skipped = skipped.get("message", "")
+        row.longest_s = max(row.longest_s, float(case.get("time", "0")))
+        for name, times in properties.items():
+            row.outcomes[name.removeprefix("outcome: ")] += int(times)
+    return rows
+
+
+def table_of(rows: dict[str, Row]) -> str:
+    """Markdown: fault, trials, outcome, seconds of the longest test."""
+    lines = ["| fault | trials | what came of it | longest test, s |", "|---|---|---|---|"]
+    for fault, row in rows.items():
+        several = len(row.outcomes) > 1
+        told = [f"{times} × {outcome}" if several else outcome for outcome, times in row.outcomes.items()]
+        told += [f"**{row.failed} failed**"] if row.failed else []
+        told += [f"skipped: {row.skipped}"] if row.skipped else []
+        lines.append(f"| {fault} | {row.outcomes.total()} | {'; '.join(told)} | {row.longest_s:.0f} |")
+    trials = sum(row.outcomes.total() for row in rows.values())
+    failed = sum(row.failed for row in rows.values())
+    return "\n".join([*lines, "", f"{trials} trials of {len(rows)} faults; {failed} tests failed."])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--readme", type=Path)
+    wanted = parser.parse_args()
+    table = table_of(rows_of(wanted.files))
+    print(table)
+    if wanted.readme:
+        text = wanted.readme.read_text()
+        marked = re.compile(re.escape(BEGIN) + ".*" + re.escape(END), re.DOTALL)
+        wanted.readme.write_text(marked.sub(lambda _: f"{BEGIN}\n{table}\n{END}", text, count=1))
+
+
+if __name__ == "__main__":
+    main()

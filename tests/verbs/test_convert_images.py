@@ -152,6 +152,14 @@ def test_keys_that_begin_anew_in_each_tar_do_not_collide(tmp_path: Path) -> None
     assert (found.images == images).all()
 
 
+def test_a_sample_without_an_image_is_a_reject(tmp_path: Path) -> None:
+    image = png(cutouts_of(1).images[0])
+    write_tar(tmp_path / "in" / "a.tar", [("1.txt", b"a caption"), ("2.png", image), ("2.txt", b"another")])
+    run(tmp_path / "in", tmp_path / "out")
+    assert by_id(tmp_path / "out").object_id.to_pylist() == ["a/2"]
+    assert "0 images" in rejects(tmp_path / "out")["a/1"]
+
+
 def test_damaged_members_are_rejects_and_a_damaged_tar_keeps_what_came_before(tmp_path: Path) -> None:
     given = cutouts_of(30)
     members = samples(given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator, Set
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,19 +50,36 @@ def _header(url: str) -> tuple[tuple[int, ...], int]:
         It is damaged, or no uint8 (N, S, S, 3).
     """
     size_bytes = storage.stat(url).size_bytes
-    with storage.open_reader(url) as file:
-        try:
-            version = np.lib.format.read_magic(file)
-            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-            shape, column_major, dtype = read(file)
-        except (ValueError, KeyError, EOFError) as error:
-            raise InputError(f"{url}: not an .npy file: {error}") from error
-        start = file.tell()
-    if column_major or dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2]:
-        order = " in column order" if column_major else ""
-        raise InputError(f"{url}: {dtype} {shape}{order}; uint8 (N, S, S, 3) is needed")
+    with storage.open_reader(url, size_bytes=size_bytes) as file:
+        shape, start = pixels_of_npy(file, size_bytes, url)
+    if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2]:
+        raise InputError(f"{url}: {shape}; uint8 (N, S, S, 3) is needed")
+    return shape, start
+
+
+def pixels_of_npy(file: IO[bytes], size_bytes: int, where: str) -> tuple[tuple[int, ...], int]:
+    """Shape of an array of uint8 and where it begins; nothing is unpacked.
+
+    Raises
+    ------
+    InputError
+        No .npy, of another type or order, or of another length than its header says.
+    """
+    try:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, column_major, dtype = read(file)
+    except (ValueError, KeyError, EOFError) as error:
+        raise InputError(f"{where}: not an .npy file: {error}") from error
+    start = file.tell()
+    if column_major or dtype != np.uint8:
+        raise InputError(
+            f"{where}: {dtype} {shape}{' in column order' if column_major else ''}; uint8 pixels are needed"
+        )
     if start + math.prod(shape) != size_bytes:
-        raise InputError(f"{url}: {size_bytes} bytes, its header says {start + math.prod(shape)}: truncated or damaged")
+        raise InputError(
+            f"{where}: {size_bytes} bytes, its header says {start + math.prod(shape)}: truncated or damaged"
+        )
     return shape, start
 
 

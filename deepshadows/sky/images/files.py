@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import io
 import json
-import math
-import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deepshadows import storage
 from deepshadows.outcomes import InputError
 from deepshadows.settings import Cutouts as Settings
 from deepshadows.sky.cutouts import Geometry, cut
+from deepshadows.sky.images.arrays import pixels_of_npy
 from deepshadows.sky.images.pictures import MAX_PICTURE_BYTES, decode_picture, is_picture
 from deepshadows.sky.images.record import Image, Item, Source, column_names
 from deepshadows.sky.presets import preset_named
@@ -27,7 +27,7 @@ MAX_IMAGE_SIDE_PIX = 2048
 """A FITS image with more is no image of one object but a tile."""
 STREAM_BYTES = 8 << 20
 _PICTURE = ("jpg", "jpeg", "png", "npy")
-_LABEL = ("cls", "label", "txt")
+_WANTED = (*_PICTURE, "cls", "json")
 
 
 def read_pictures(source: Source) -> Iterator[Image]:
@@ -125,13 +125,13 @@ def _samples(archive: tarfile.TarFile, source: Source, settings: Settings) -> It
             parts = {}
         key = this
         file = archive.extractfile(member)
-        parts[suffix.lower()] = file.read() if file is not None else b""
+        parts[suffix.lower()] = file.read() if file is not None and suffix.lower() in _WANTED else b""
     if parts:
         yield _sample(key, parts, source, settings)
 
 
 def _sample(key: str, parts: dict[str, bytes], source: Source, settings: Settings) -> Image:
-    """The image of one sample: .jpg, .png or .npy; .cls or .txt is its label, .json has the settings' columns."""
+    """The image of one sample: .jpg, .png or .npy; .cls is its label, .json has the settings' columns."""
     where = f"{source.url} sample {key!r}"
     kept: dict[str, Any] = {"object_id": f"{source.stem}/{key}", "where": where}
     try:
@@ -139,9 +139,8 @@ def _sample(key: str, parts: dict[str, bytes], source: Source, settings: Setting
         names = column_names(settings)
         kept |= {what: given[names[what]] for what in ("label", "ra", "dec") if given.get(names[what]) is not None}
         kept["object_id"] = given.get(names["id"], kept["object_id"])
-        for suffix in _LABEL:
-            if suffix in parts:
-                kept.setdefault("label", parts[suffix].decode("utf-8", errors="replace").strip())
+        if "cls" in parts:
+            kept.setdefault("label", parts["cls"].decode("utf-8", errors="replace").strip())
         found = [suffix for suffix in parts if suffix in _PICTURE]
         if len(found) != 1:
             have = ", ".join(sorted(parts))
@@ -163,14 +162,7 @@ def _json(data: bytes, where: str) -> dict[str, Any]:
     return values
 
 
-def _array(data: bytes, where: str) -> np.ndarray[Any, Any]:
-    """An .npy image; one that declares more than it holds is refused before memory is taken."""
-    try:
-        declared = re.search(rb"'shape':\s*\(([\d, ]+)\)", data[:512])
-        sides = [int(side) for side in declared[1].split(b",") if side.strip()] if declared else []
-        if math.prod(sides) > len(data):
-            raise ValueError(f"declares {sides} and holds {len(data)} bytes")
-        array = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise InputError(f"{where}: its .npy cannot be read: {error}") from error
-    return np.asarray(array)
+def _array(data: bytes, where: str) -> NDArray[np.uint8]:
+    """An .npy image."""
+    shape, start = pixels_of_npy(io.BytesIO(data), len(data), where)
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)

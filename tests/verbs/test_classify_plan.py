@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
+from deepshadows.outcomes import UsageError
 from deepshadows.run.units import Unit, UnitKind
 from deepshadows.settings import Classify
 from deepshadows.verbs.classify_plan import Earlier, Planned, plan
@@ -66,3 +68,28 @@ def test_a_shard_that_has_not_changed_is_not_opened(checkpoint: str, tmp_path: P
     after = planned(tmp_path, "run2", checkpoint, Earlier(units=names(before.units), shards=known, id_type="int64"))
     assert [(unit.kind, unit.rows) for unit in after.units] == [(UnitKind.SHARD, 30)]
     assert len(after.present) == 3
+
+
+def test_a_run_whose_input_lists_as_before_is_not_planned_again(checkpoint: str, tmp_path: Path) -> None:
+    write_shards(str(tmp_path / "in"), cutouts_of(40, labelled=False), 20)
+    before = planned(tmp_path, "run", checkpoint)
+    shard = tmp_path / "in" / "000.parquet"
+    whole, stat = shard.read_bytes(), shard.stat()
+    shard.write_bytes(bytes(stat.st_size))
+    os.utime(shard, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    again = planned(tmp_path, "run", checkpoint, threads=1, retries=0)
+    assert again.record == before.record
+    assert list(again.units) == list(before.units)
+    shard.write_bytes(whole)  # a new etag: it is planned again, and is another run
+    with pytest.raises(UsageError, match="belongs to another run"):
+        planned(tmp_path, "run", checkpoint)
+
+
+def test_detections_that_were_only_copied_are_the_same_run(checkpoint: str, tmp_path: Path) -> None:
+    write_tile(tmp_path / "in", "A")
+    table = pa.table({"object_id": [1, 2], "ra": [30.0, 100.0], "dec": [-30.0, 0.0]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    pq.write_table(table, tmp_path / "b.parquet", row_group_size=1)
+    runs = [planned(tmp_path, "run", checkpoint, detections=str(tmp_path / f"{name}.parquet")) for name in "ab"]
+    assert runs[0].record == runs[1].record
+    assert len(list((tmp_path / "run" / "detections").iterdir())) == 1

@@ -214,7 +214,8 @@ def test_folders_without_a_catalogue_are_told_apart(tmp_path: Path) -> None:
         select(str(tmp_path), tmp_path.parent / "o.parquet")
 
 
-def test_a_reader_of_a_version_that_expires_is_told_and_one_that_is_kept_goes_on(place: str) -> None:
+def test_a_reader_of_a_version_that_expires_is_told_and_one_that_is_kept_goes_on(bucket: str) -> None:
+    place = bucket
     for seed in (1, 2, 3):
         run = write_run(f"{place}/run{seed}", mixed_tables(seed), name=f"r{seed}")
         publish.run(Publish(run=(run,), catalog=f"{place}/cat", partition_rows=1000))

@@ -7,6 +7,7 @@ rows lie just outside, so that a cross-match across the edge of the survey finds
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 from cdshealpix.nested import external_neighbours, neighbours
 from numpy.typing import NDArray
 
-from deepshadows.catalog.healpix import COUNT_ORDER, INDEX_ORDER, Partition, partition_numbers
+from deepshadows.catalog.healpix import COUNT_ORDER, INDEX_ORDER, Partition
 
 ID_PART_ROWS = 4_000_000
 """Rows of one part of the id index that is written anew; one that grows beyond twice as many is cut."""
@@ -23,7 +24,7 @@ ID_SAMPLE_ROWS = 1_000
 """One object_id in so many decides where the parts begin."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Division:
     """The cells of a version and the parts of its id index; tasks get it through Ray's object store.
 
@@ -43,7 +44,11 @@ class Division:
 
     def cells_of(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
         """Number of the cell in which each `_healpix_29` lies, of the same shape."""
-        return partition_numbers(index, self.cells)
+        return np.searchsorted(self._first, index, side="right").astype(np.int64) - 1
+
+    @functools.cached_property
+    def _first(self) -> NDArray[np.int64]:
+        return np.array([cell.first_index for cell in self.cells], dtype=np.int64)
 
     def margins_of(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows that lie in the margin of cells other than their own.

@@ -42,8 +42,8 @@ def plan_margins(before: Sequence[Partition], division: Division, changed: Colle
     for margin in before:
         if (margin.order, margin.pixel) not in cells:
             stale.update(division.cells_within(margin))
-    read = [margin for margin in before if not stale.isdisjoint(division.cells_within(margin))]
-    return MarginPlan(read, [margin for margin in before if margin not in read])
+    read = {margin for margin in before if not stale.isdisjoint(division.cells_within(margin))}
+    return MarginPlan([margin for margin in before if margin in read], [one for one in before if one not in read])
 
 
 def stage_margin(

@@ -18,7 +18,7 @@ from hats.catalog.partition_info import PartitionInfo
 from hats.io import file_io, paths
 from hats.io.parquet_metadata import write_voparquet_in_common_metadata
 from hats.io.skymap import write_skymap
-from hats.io.validation import is_valid_catalog
+from hats.io.validation import is_valid_collection
 from hats.pixel_math.healpix_pixel import HealpixPixel
 from numpy.typing import NDArray
 from upath import UPath
@@ -188,7 +188,7 @@ def check_version(version: VersionFolder) -> None:
 
 
 def check_table(url: str) -> None:
-    """Pass the strict validation of `hats`, or raise `Failure` with what it found."""
+    """Pass the strict validation of a collection by `hats`, or raise `Failure` with what it found."""
     messages: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
@@ -196,8 +196,8 @@ def check_table(url: str) -> None:
     root.addHandler(handler)
     try:
         with _translated(url, "validating"):
-            valid = is_valid_catalog(hats_path(url), strict=True)
+            valid = is_valid_collection(hats_path(url), strict=True)
     finally:
         root.removeHandler(handler)
     if not valid:
-        raise Failure(f"{url}: not a valid HATS table: {'; '.join(messages) or 'hats gives no reason'}")
+        raise Failure(f"{url}: not a valid HATS collection: {'; '.join(messages) or 'hats gives no reason'}")

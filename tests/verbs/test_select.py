@@ -140,6 +140,30 @@ def test_a_cone_outside_the_survey_says_so(tmp_path: Path) -> None:
     assert summary.figures["files_read"] == 0
 
 
+def test_lsdb_finds_an_id_by_the_index(catalog: str) -> None:
+    opened = lsdb.open_catalog(catalog, storage_options={"anon": False})
+    found = opened.id_search(values={"object_id": 100100})
+    assert found.compute()["object_id"].tolist() == [100100]
+    assert len(found.get_healpix_pixels()) == 1
+
+
+def test_a_crossmatch_by_lsdb_finds_pairs_across_the_edges_of_partitions(tmp_path: Path) -> None:
+    """Two catalogues of the same objects, 5 arcsec apart: with the margin every object finds its partner."""
+    rng = np.random.default_rng(1)
+    ra, dec = 10 + rng.uniform(0, 0.1, 600), rng.uniform(0, 0.1, 600)
+    for name, shift_deg in (("one", 0.0), ("other", 5 / 3600)):
+        run = write_run(f"{tmp_path}/{name}-run", [rows(list(range(600)), ra, dec + shift_deg)], name=name)
+        publish.run(Publish(run=(run,), catalog=f"{tmp_path}/{name}", partition_rows=300))
+    one = lsdb.open_catalog(f"{tmp_path}/one")
+
+    def pairs(other: str) -> int:
+        found = one.crossmatch(lsdb.open_catalog(other), radius_arcsec=5.1, n_neighbors=3).compute()
+        return int((found["object_id_one"] == found["object_id_other"]).sum())
+
+    assert pairs(f"{tmp_path}/other") == 600
+    assert pairs(f"{tmp_path}/other/v0001/other") < 600  # the table alone, without the margin
+
+
 @pytest.fixture(scope="module")
 def wide(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> str:
     """On disk, 240,000 objects in 12 partitions, so that files are larger than what reading ahead fetches."""

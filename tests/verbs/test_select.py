@@ -147,6 +147,7 @@ def test_lsdb_finds_an_id_by_the_index(catalog: str) -> None:
     assert len(found.get_healpix_pixels()) == 1
 
 
+@pytest.mark.slow  # LSDB takes 15 s to begin
 def test_a_crossmatch_by_lsdb_finds_pairs_across_the_edges_of_partitions(tmp_path: Path) -> None:
     """Two catalogues of the same objects, 5 arcsec apart: with the margin every object finds its partner."""
     rng = np.random.default_rng(1)

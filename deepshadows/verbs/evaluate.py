@@ -57,6 +57,8 @@ def _with_tables(settings: Evaluate, summary: Summary, compared: Compared, read:
     threshold = float(summary.figures["threshold"])
     tables = compared.tables(threshold)
     told = []
+    if all(value is None for value in (settings.threshold, settings.purity, settings.completeness)):
+        told.append("threshold 0.5 as none is given; choose one with --threshold, --purity or --completeness")
     if settings.output is None:
         told.append("completeness as a figure: give --output FILE.png")
     elif (picture := charts.completeness(tables, threshold)) is None:
@@ -69,7 +71,7 @@ def _with_tables(settings: Evaluate, summary: Summary, compared: Compared, read:
         summary,
         output=storage.normalise(settings.output) if settings.output and tables else "",
         figures={**summary.figures, **figures},
-        text=(f"{read}", *summary.text, *compared.lines(threshold), *told),
+        text=(read, *summary.text, *compared.lines(threshold), *told),
     )
 
 

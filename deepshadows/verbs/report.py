@@ -54,20 +54,19 @@ def run(settings: Report) -> Summary:
         if comparison is not None:
             comparison.add(table)
     check_complete(source, tally.rows)
+    judged = _against_truth(comparison, settings) if comparison is not None else None
     shown = {name: _rows(tally, name) for name in GALLERIES}
     objects = {wanted(row) for rows in shown.values() for row in rows}
     found = read_images(objects, source.preprocessing, source.find)
     told = _sections(source, tally, shown, found, settings)
-    judged = None
     if source.diff is not None or source.drift is not None:
         told.insert(3, ("changes", "What changed", _changes(source)))
-    if comparison is not None:
-        judged, section = _against_truth(comparison, settings)
-        told.insert(3, ("truth", "Purity and completeness", section))
-    text = page.page(source.title, _intro(source, tally), told)
-    data = text.encode()
+    if judged is not None:
+        told.insert(3, ("truth", "Purity and completeness", judged[1]))
+    data = page.page(source.title, _intro(source, tally), told).encode()
     storage.write(target, data)
-    return _summary(settings, source, tally, found, judged, target, len(data), time.monotonic() - started)
+    figures = judged[0].figures if judged is not None else {}
+    return _summary(settings, source, tally, found, figures, target, len(data), time.monotonic() - started)
 
 
 def _rows(tally: Tally, name: str) -> list[Row]:
@@ -135,14 +134,14 @@ def _summary(
     source: Source,
     tally: Tally,
     found: Mapping[Wanted, Image | str],
-    judged: Summary | None,
+    judged: Mapping[str, Any],
     target: str,
     page_bytes: int,
     seconds: float,
 ) -> Summary:
     gone = sum(isinstance(image, str) for image in found.values())
     figures = {
-        **(judged.figures if judged else {}),
+        **judged,
         **{f"rows_{name}": count for name, count in source.rows.items() if name.isalpha()},
         "rows_selected": tally.selected,
         "finished": source.unfinished is None,

@@ -14,13 +14,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import hypothesis
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from deepshadows import storage
 from deepshadows.catalog import inventory
+from deepshadows.model.metrics import Judged
 from deepshadows.outcomes import ExitCode, Failure, InputError, Summary, UsageError
 from deepshadows.run.plan import Draft, Plan
 from deepshadows.run.record import RunRecord, read_record
@@ -33,6 +37,7 @@ from deepshadows.sky.stretch import DES
 from deepshadows.sky.tile_index import scan_tiles
 from deepshadows.sky.tiles import read_tile
 from deepshadows.verbs import evaluate, publish, report
+from deepshadows.verbs.review import charts
 from deepshadows.verbs.review.images import Wanted, read_images
 from deepshadows.verbs.review.run_parts import units_named
 from deepshadows.verbs.review.tally import Chosen, SkyCounts, Tally
@@ -288,6 +293,14 @@ def test_a_run_that_is_not_finished_is_marked(tmp_path: Path) -> None:
     assert "unfinished" in " ".join(summary.text)
 
 
+def test_a_run_on_s3_and_a_page_beside_it(bucket: str, tmp_path: Path) -> None:
+    url = write_classified(bucket, survey(100))
+    summary = report.run(Report(source=url, output=f"{bucket}/page.html", gallery=2))
+    assert (summary.figures["rows_planned"], summary.figures["images_gone"]) == (100, 0)
+    (tmp_path / "page.html").write_bytes(storage.read(f"{bucket}/page.html"))
+    assert url in Page(tmp_path / "page.html").section("provenance").text
+
+
 def test_images_of_input_that_changed_or_went_are_told_of(tmp_path: Path) -> None:
     cutouts = survey(100)
     url = write_classified(str(tmp_path), cutouts)
@@ -418,6 +431,29 @@ def test_what_is_drawn_at_random_does_not_depend_on_where_rows_lie() -> None:
         assert drawn is not None
         halves.append(np.mean(drawn["part"].to_numpy()))
     assert abs(np.mean(halves) - 0.5) < 0.05
+
+
+def test_the_curve_by_hand() -> None:
+    """Five LSBGs, one of them never detected, and four artifacts."""
+    p = np.array([0.9, 0.8, 0.8, 0.4, np.nan, 0.95, 0.8, 0.3, np.nan])
+    rows = Judged(probabilities=p, labels=np.array([1, 1, 1, 1, 1, 0, 0, 0, 0], np.int8))
+    levels, completeness, purity = charts.curve(rows, None)
+    assert levels.tolist() == [0.95, 0.9, 0.8, 0.4, 0.3]
+    assert completeness == pytest.approx([0, 0.2, 0.6, 0.8, 0.8])
+    assert purity == pytest.approx([0, 1 / 2, 3 / 5, 4 / 6, 4 / 7])
+    rare = charts.curve(rows, 0.1)[2]
+    assert rare[2] == pytest.approx(0.1 * 0.6 / (0.1 * 0.6 + 0.9 * 0.5))
+
+
+@given(st.integers(1, 30_000), st.floats(0.01, 0.99))
+@hypothesis.settings(max_examples=20, deadline=None)
+def test_a_long_curve_is_drawn_with_few_points_from_end_to_end(count: int, share: float) -> None:
+    rng = np.random.default_rng(count)
+    completeness = np.cumsum(rng.random(count) < share) / count
+    drawn = charts._drawn(completeness)
+    assert len(drawn) <= charts.MOST_POINTS + 1
+    assert (np.diff(drawn) > 0).all()
+    assert (drawn[0], drawn[-1]) == (0, count - 1)
 
 
 CONTRAST = """(() => {

@@ -33,6 +33,8 @@ ZOOM_DEG = 25.0
 """A survey that is smaller than this across has a map of its own."""
 MOST_PIXELS = 60_000
 FEWEST_ROWS_A_PIXEL = 4
+MOST_POINTS = 2_000
+"""Of a curve."""
 _MARGIN = 1.08
 _PANEL = (4.9, 3.5)
 """Width and height in inches of one of two pictures side by side."""
@@ -260,6 +262,15 @@ def curve(rows: Judged, prevalence: float | None) -> tuple[NDArray[np.float64], 
     return rows.probabilities[ranked.order][ranked.group_starts][::-1], completeness, true / (true + false)
 
 
+def _drawn(completeness: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Places of a curve that are drawn: all, or those at MOST_POINTS even steps of completeness, and the last."""
+    last = len(completeness) - 1
+    if last < MOST_POINTS:
+        return np.arange(last + 1)
+    steps = np.searchsorted(completeness, np.linspace(0, completeness[-1], MOST_POINTS))
+    return np.unique([*steps.clip(0, last), last])
+
+
 def purity_completeness(rows: Judged, prevalence: float | None, threshold: float) -> Picture | None:
     """Purity against completeness for every threshold; None where no row has a score."""
     if not np.isfinite(rows.probabilities).any():
@@ -273,7 +284,8 @@ def purity_completeness(rows: Judged, prevalence: float | None, threshold: float
     told = []
     for of, colour, name in wanted:
         levels, completeness, purity = curve(rows, of)
-        axis.plot(completeness, purity, color=colour, label=name)
+        drawn = _drawn(completeness)
+        axis.plot(completeness[drawn], purity[drawn], color=colour, label=name)
         if (kept := np.flatnonzero(levels >= threshold)).size:
             axis.plot(completeness[kept[-1]], purity[kept[-1]], "o", color=colour)
             told.append(f"{name}: completeness {completeness[kept[-1]]:.3f}, purity {purity[kept[-1]]:.3f}")

@@ -43,6 +43,7 @@ class SeaweedFS:
         (self.folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
         (self.folder / "data").mkdir()
         self.ports: list[int] = []
+        self.metrics_port = 0
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -86,6 +87,7 @@ class SeaweedFS:
                     *(f"-s3.port={s3}", f"-master.port={master}", f"-volume.port={volume}"),
                     *(f"-filer.port={filer}", f"-admin.port={admin}", "-admin.ui=false"),
                     *(f"-s3.config={self.folder / 's3.json'}", "-s3.autoCreateBucket=false"),
+                    *(f"-metricsPort={self.metrics_port}", "-metricsIp=127.0.0.1") * bool(self.metrics_port),
                     *("-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-master.telemetry=false"),
                     *(f"-filer.localSocket={self.folder / 'filer'}", f"-s3.localSocket={self.folder / 's3'}"),
                 ],
@@ -131,6 +133,23 @@ class SeaweedFS:
     def create_bucket(self, name: str) -> str:
         self.filesystem().create_dir(name)
         return f"s3://{name}"
+
+    def count(self) -> None:
+        """Let the next `start` count requests and bytes; see `counted`."""
+        (self.metrics_port,) = _free_ports(1)
+
+    def counted(self) -> dict[str, float]:
+        """S3 requests and bytes since the start, by the server's own statistics: requests, received, sent."""
+        text = requests.get(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10).text
+        names = {
+            "requests": "SeaweedFS_s3_request_total",
+            "received": "SeaweedFS_s3_bucket_traffic_received_bytes_total",
+            "sent": "SeaweedFS_s3_bucket_traffic_sent_bytes_total",
+        }
+        return {
+            name: sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(metric))
+            for name, metric in names.items()
+        }
 
     def kill(self) -> None:
         """SIGKILL, as a crash would."""

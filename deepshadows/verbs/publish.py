@@ -6,20 +6,26 @@ holds counts and addresses, never rows; a task holds one chunk or one partition.
 
 from __future__ import annotations
 
+import json
 import time
 from itertools import chain
 
 from deepshadows import settings, storage
-from deepshadows.catalog import collection, hats_files, provenance
+from deepshadows.catalog import collection, hats_files, inventory, provenance
 from deepshadows.catalog.collection import NewVersion
 from deepshadows.catalog.score_objects import arrow_id_type
 from deepshadows.catalog.version_folder import table_name
 from deepshadows.outcomes import InputError, Summary
 from deepshadows.run.manifest import Manifest, quarantined_units, read_manifest, score_objects
+from deepshadows.verbs.comparison import compare_versions
 from deepshadows.verbs.ray_session import ray_session
 from deepshadows.verbs.score_sources import sources_of
-from deepshadows.verbs.version_plan import plan_version
+from deepshadows.verbs.stock import stock_of_run, stock_of_runs
+from deepshadows.verbs.version_plan import VersionPlan, plan_version
 from deepshadows.verbs.version_writing import Tally, new_version, write_files, write_version
+
+THRESHOLD = 0.5
+"""p_lsbg across which objects change side in diff.json: a run does not carry the threshold of its network's card."""
 
 
 def run(settings: settings.Publish) -> Summary:
@@ -43,17 +49,38 @@ def run(settings: settings.Publish) -> Summary:
         told = {**rows, "duplicates": settings.duplicates}
         asked = settings.model_dump(exclude={"address"})
         described = provenance.properties(table_name(catalog), version.name, runs, asked, told)
+        _write_stock(version, urls, manifests, tally)
+        _write_diff(version, plan, tally)
         write_files(version, plan, tally, described)
         hats_files.check_version(version)
     collection.swap(version)  # out of reach of what removes an unfinished version: it may be the current one now
     return _summary(version, tally, rows, time.monotonic() - started)
 
 
+def _write_stock(version: NewVersion, runs: list[str], manifests: list[Manifest], tally: Tally) -> None:
+    """The inventory that `reprocess` goes on from.
+
+    It cannot where repeats were left out by the order of several runs: its own order is that of the units.
+    """
+    stock = stock_of_runs([stock_of_run(run, manifest) for run, manifest in zip(runs, manifests, strict=True)])
+    if stock is not None and not (len(runs) > 1 and tally.left_out):
+        inventory.write(version.url, stock)
+
+
+def _write_diff(version: NewVersion, plan: VersionPlan, tally: Tally) -> None:
+    """What changed since the version before, where there is one."""
+    if version.before is None:
+        return
+    changes = compare_versions(version, plan, tally, THRESHOLD)
+    told = {"version": version.name, "version_before": version.before.version, "threshold": THRESHOLD}
+    storage.write(version.diff_url, json.dumps({**told, "objects": changes.to_json()}, indent=1).encode())
+
+
 def _facts(url: str, manifest: Manifest) -> provenance.RunFacts:
     rows = {name: getattr(manifest, f"rows_{name}") for name in ("planned", "scored", "unscored", "quarantined")}
     scores = chain.from_iterable(score_objects(url, manifest))
     units = (storage.name_of(score.url).removesuffix(".parquet") for score in scores)
-    inventory = provenance.inventory_of(chain(units, (bad.unit for bad in quarantined_units(url, manifest))))
+    content = provenance.inventory_of(chain(units, (bad.unit for bad in quarantined_units(url, manifest))))
     return provenance.RunFacts(
         url=url,
         run=manifest.run,
@@ -65,7 +92,7 @@ def _facts(url: str, manifest: Manifest) -> provenance.RunFacts:
         engine=manifest.engine,
         versions=manifest.versions,
         rows=rows,
-        inventory=inventory,
+        inventory=content,
     )
 
 

@@ -22,9 +22,8 @@ from deepshadows.model.domain import SUMMARIES
 from deepshadows.model.uncertainty import Uncertainty
 from deepshadows.outcomes import Failure, HeldError, InputError, Summary
 from deepshadows.run.lease import Lease
-from deepshadows.run.manifest import quarantined_units, read_manifest
+from deepshadows.run.manifest import read_manifest
 from deepshadows.run.record import RunRecord
-from deepshadows.run.scores import read_receipts
 from deepshadows.settings import Classify, Reprocess
 from deepshadows.verbs import classify
 from deepshadows.verbs.classify_plan import plan
@@ -121,16 +120,13 @@ def _score(settings: Classify, stays: Inventory | None) -> Scored:
     """Score what the version before lacks, as a run of `classify`."""
     run = settings.output
     planned = plan(settings, run, scored_earlier(stays) if stays else None)
-    if not len(planned.units):
-        now = take_stock(planned, [], {}, "", stays)
-        return Scored(record=planned.record, now=now, sources=[], gone=_gone(stays, now))
-    classify.carry_out(settings, planned.record)
-    manifest = read_manifest(run)
-    reasons = {unit.unit: unit.reason for unit in quarantined_units(run, manifest)}
-    scored = [unit.unit for unit in planned.units if unit.unit not in reasons]
-    receipts = read_receipts(run, scored, planned.record.fingerprint)
-    now = take_stock(planned, receipts, reasons, manifest.engine, stays)
-    return Scored(record=planned.record, now=now, sources=list(sources_of(run, manifest)), gone=_gone(stays, now))
+    manifest = None
+    if len(planned.units):
+        classify.carry_out(settings, planned.record)
+        manifest = read_manifest(run)
+    now = take_stock(planned, run, manifest, stays)
+    sources = list(sources_of(run, manifest)) if manifest else []
+    return Scored(record=planned.record, now=now, sources=sources, gone=_gone(stays, now))
 
 
 def _gone(stays: Inventory | None, now: Inventory) -> list[str]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from deepshadows.catalog.inventory import INVENTORY_SCHEMA, Inventory, InventorySummary
 from deepshadows.catalog.statistics import STATISTICS_SCHEMA
-from deepshadows.run.scores import Receipt
+from deepshadows.run.manifest import Manifest, quarantined_units
+from deepshadows.run.plan import Plan
+from deepshadows.run.record import RunRecord, read_record
+from deepshadows.run.scores import Receipt, read_receipts
 from deepshadows.run.units import Unit
 from deepshadows.verbs.classify_plan import Planned
 
@@ -18,35 +21,56 @@ _OF_UNITS = ("unit", "kind", "url", "etag", "size_bytes", "first_row", "rows", "
 _STATISTICS = [name for name in STATISTICS_SCHEMA.names if name != "rows"]
 
 
-def take_stock(
-    planned: Planned, receipts: Iterable[Receipt], reasons: dict[str, str], engine: str, known: Inventory | None
-) -> Inventory:
+def stock_of_run(run: str, manifest: Manifest) -> Inventory | None:
+    """The inventory of a version that is made of a finished run alone; None where the run has no plan to tell."""
+    record = read_record(run)
+    return _stock(run, record, manifest, Plan(run, record), None) if record else None
+
+
+def stock_of_runs(found: Sequence[Inventory | None]) -> Inventory | None:
+    """That of a version made of several runs; without a recipe where theirs differ: nothing can be built on it."""
+    known = [stock for stock in found if stock is not None]
+    if len(known) < len(found):
+        return None
+    first = known[0].summary
+    summary = InventorySummary(
+        recipe=first.recipe if len({stock.summary.recipe for stock in known}) == 1 else "",
+        id_type=first.id_type,
+        checkpoint=first.checkpoint,
+        runs={run: facts for stock in known for run, facts in stock.summary.runs.items()},
+    )
+    return Inventory(summary, pa.concat_tables([stock.units for stock in known]).sort_by("unit"))
+
+
+def take_stock(planned: Planned, run: str, manifest: Manifest | None, known: Inventory | None) -> Inventory:
     """All units of the input: those of `known` as they are there, the others as the run of `planned` left them.
 
-    Parameters
-    ----------
-    receipts : iterable of Receipt
-        Of units that were scored.
-    reasons : dict
-        Why units are quarantined.
-    engine : str
-        That the run recorded.
+    `manifest` is None where the run had nothing to do.
     """
-    record = planned.record
-    present = _table(planned.present)
+    return _stock(run, planned.record, manifest, planned.present, known)
+
+
+def _stock(
+    run: str, record: RunRecord, manifest: Manifest | None, units: Iterable[Unit], known: Inventory | None
+) -> Inventory:
+    present = _table(units)
     earlier = known.scored if known else INVENTORY_SCHEMA.empty_table()
     place = pc.index_in(present["unit"], value_set=earlier["unit"].combine_chunks())
-    fresh = _with_outcome(present.filter(pc.is_null(place)), record.run, receipts, reasons)
-    units = pa.concat_tables([earlier.take(pc.drop_null(place)), fresh]).sort_by("unit")
+    fresh = present.filter(pc.is_null(place))
+    reasons = {unit.unit: unit.reason for unit in quarantined_units(run, manifest)} if manifest else {}
+    scored = [unit for unit in fresh["unit"].to_pylist() if unit not in reasons]
+    fresh = _with_outcome(fresh, record.run, read_receipts(run, scored, record.fingerprint), reasons)
+    engine = manifest.engine if manifest else ""
+    stock = pa.concat_tables([earlier.take(pc.drop_null(place)), fresh]).sort_by("unit")
     runs = {**(known.summary.runs if known else {}), record.run: {"engine": engine, "versions": record.versions}}
-    named = set(pc.unique(units["run"]).to_pylist())
+    named = set(pc.unique(stock["run"]).to_pylist())
     summary = InventorySummary(
         recipe=record.recipe,
         id_type=record.id_type,
         checkpoint=record.checkpoint,
         runs={run: facts for run, facts in runs.items() if run in named},
     )
-    return Inventory(summary, units)
+    return Inventory(summary, stock)
 
 
 def _table(units: Iterable[Unit]) -> pa.Table:
@@ -64,8 +88,6 @@ def _with_outcome(units: pa.Table, run: str, receipts: Iterable[Receipt], reason
         {"run": run, "reason": reasons.get(unit, ""), **{name: told.get(unit, {}).get(name) for name in _STATISTICS}}
         for unit in units["unit"].to_pylist()
     ]
-    lacking = [unit for unit in units["unit"].to_pylist() if unit not in told and unit not in reasons]
-    assert not lacking, f"units without an outcome: {lacking[:3]}"
     outcome = pa.Table.from_pylist(
         rows, schema=pa.schema([INVENTORY_SCHEMA.field(n) for n in ("run", "reason", *_STATISTICS)])
     )

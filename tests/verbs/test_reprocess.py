@@ -190,6 +190,25 @@ def test_drift_fails_where_it_is_asked_to(tmp_path: Path) -> None:
     assert told["verdict"] == "drift" and any(finding["alarm"] for finding in told["findings"])
 
 
+def test_a_published_version_is_gone_on_from(tmp_path: Path, checkpoint: str) -> None:
+    """What `classify` scored and `publish` wrote is not scored again; `publish` too tells what changed."""
+    place = str(tmp_path)
+    put(place, 0)
+    put(place, 1)
+    anew(place, checkpoint, "cat")
+    assert updated(place, checkpoint).figures["units_scored_here"] == 0
+    put(place, 2)
+    summary = updated(place, checkpoint)
+    assert [summary.figures[name] for name in ("version", "units_scored_here", "objects_new")] == ["v0002", 1, 40]
+    before = content(f"{place}/cat")
+    (tmp_path / "cat-run").rename(tmp_path / "old-run")
+    publish.run(Publish(run=(f"{place}/old-run",), catalog=f"{place}/cat"))
+    diff = json.loads(storage.read(f"{place}/cat/v0003/diff.json"))
+    assert (diff["version_before"], diff["objects"]["gone"], diff["objects"]["unchanged"]) == ("v0002", 40, 80)
+    assert updated(place, checkpoint).figures["units_scored_here"] == 1
+    assert content(f"{place}/cat").equals(before)
+
+
 def test_an_input_that_has_gone_empties_no_catalogue(tmp_path: Path, checkpoint: str) -> None:
     with pytest.raises(UsageError, match="no cut-out shards"):
         updated(str(tmp_path), checkpoint)

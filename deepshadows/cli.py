@@ -129,10 +129,10 @@ def _report(verb: str, work: typing.Callable[[], Summary], as_json: bool) -> int
         summary = work()
         record.update(exit_code=int(summary.exit_code), output=summary.output, **summary.figures)
         for line in summary.text:
-            click.echo(line)
+            click.echo(_printable(line))
     except Failure as error:
         record.update(exit_code=int(error.exit_code), error=str(error))
-        click.echo(f"error: {error}", err=True)
+        click.echo(_printable(f"error: {error}"), err=True)
     except Exception as error:
         record.update(exit_code=int(ExitCode.FAILED), error=f"{type(error).__name__}: {error}")
         if as_json:
@@ -142,6 +142,11 @@ def _report(verb: str, work: typing.Callable[[], Summary], as_json: bool) -> int
     if as_json:
         click.echo(json.dumps(record))
     return int(record["exit_code"])
+
+
+def _printable(text: str) -> str:
+    """Names of files and objects may hold what steers a terminal: that is shown, not sent."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def _logging(verbose: bool) -> None:

@@ -42,6 +42,8 @@ _FORBIDDEN = re.compile(
     r"|ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|HTTP response code 403"  # pyarrow
     r"|http://169\.254\.169\.254"  # obstore: no key in the environment, and no role to ask for one
 )
+_NO_NAME = re.compile("Could not parse path|path component")
+"""What the clients say of names that no object can have, with control characters for example."""
 
 STREAM_CHUNK_BYTES = 1 << 20
 """Larger ones are put together by the client from what arrives, at the cost of one more copy."""
@@ -126,6 +128,10 @@ def _translated(url: str, doing: str) -> Iterator[None]:
         raise NotFoundError(f"{url}: {what}, while {doing}; check the path") from error
     except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
         raise ForbiddenError(_forbidden(url, doing, str(error))) from error
+    except ValueError as error:
+        if not _NO_NAME.search(str(error)):
+            raise
+        raise UsageError(f"{url}: no name that an object can have, while {doing}: {error}") from error
     except (BaseError, OSError) as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         if "NoSuchBucket" in str(error):

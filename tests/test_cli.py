@@ -303,3 +303,10 @@ def test_v_changes_neither_result_nor_stdout(tmp_path: Path) -> None:
     assert quiet.returncode == verbose.returncode == ExitCode.USAGE
     assert quiet.stdout == verbose.stdout
     assert quiet.stderr in verbose.stderr
+
+
+def test_names_that_steer_a_terminal_are_shown_as_text(tmp_path: Path) -> None:
+    done = deepshadows("status", f"{tmp_path}/\x1b[2J\u202e\x07é run", "--json")
+    assert done.returncode == ExitCode.USAGE
+    assert "/\\x1b[2J\\u202e\\x07é run" in done.stderr
+    assert not {"\x1b", "\u202e", "\x07"} & {*done.stderr, *done.stdout}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deepshadows import storage
-from deepshadows.outcomes import ForbiddenError, NotFoundError, StorageError, UsageError
+from deepshadows.outcomes import Failure, ForbiddenError, NotFoundError, StorageError, UsageError
 from tests.seaweed import SeaweedFS
 
 ODD_NAMES = [
@@ -204,6 +205,19 @@ def test_a_disk_that_takes_no_more_is_a_storage_error_and_leaves_no_part(tmp_pat
 def test_other_schemes_are_refused(url: str) -> None:
     with pytest.raises(UsageError, match="local paths or s3://"):
         storage.normalise(url)
+
+
+@pytest.mark.parametrize("name", ["a\x1bb", "a/../b", "a//\x07", "."])
+def test_a_name_that_no_object_can_have_is_refused_or_found_missing(place: str, name: str) -> None:
+    for do in (
+        storage.read,
+        storage.stat,
+        storage.list_objects,
+        storage.open_arrow,
+        lambda url: storage.write(url, b""),
+    ):
+        with contextlib.suppress(Failure):  # only ours; a folder may be listed, a file of that name be written
+            do(f"{place}/{name}")  # type: ignore[operator]
 
 
 def test_an_address_without_a_bucket_is_refused() -> None:

@@ -33,8 +33,9 @@ from deepshadows.verbs.plan_detections import check_detections, group_by_tile, i
 
 SCORING_SETTINGS = ("precision", "fov_arcsec")
 """Settings that decide a row's scores; the size of units decides which units there are, and that alone."""
-WHERE_AND_HOW_FAST = {"address", "output", "scorers", "threads", "cut_threads", "batch_size", "retries"}
-"""Settings that may be others when a run goes on."""
+WHERE = {"address", "output"}
+HOW_FAST = {"scorers", "threads", "cut_threads", "batch_size", "retries", "no_progress_s"}
+"""Settings that may be others when a run goes on, as those of WHERE."""
 FOOTER_THREADS = 16
 FOOTERS_AT_ONCE = 2_000
 
@@ -141,7 +142,7 @@ def _inventory(settings: Classify, card: Card, shards: list[storage.StoredObject
     listed = list(shards)
     if settings.detections is not None:
         listed = [*storage.list_objects(settings.input, FITS_SUFFIXES), *list_tables(settings.detections)]
-    named = settings.model_dump(exclude=WHERE_AND_HOW_FAST)
+    named = settings.model_dump(exclude=WHERE | HOW_FAST)
     known = sorted(earlier.units) if earlier is not None else None
     digest = hashlib.sha256(json.dumps([_decisive(settings, card), named, known], default=str).encode())
     for entry in listed:

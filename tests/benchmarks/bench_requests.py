@@ -67,7 +67,7 @@ def main() -> None:
     server.start()
     os.environ.update(server.environment())
     bucket = server.create_bucket("requests")
-    road = Proxy(server.endpoint, share=0.0)
+    road = Proxy(server.endpoint)
     os.environ["AWS_ENDPOINT_URL"] = road.endpoint
     storage._s3.cache_clear()
     try:

@@ -33,6 +33,7 @@ def digests(folder: str) -> dict[str, str]:
     }
 
 
+@pytest.mark.parametrize("place", ["s3"], indirect=True)  # the others are local
 def test_simulate_then_detect_gives_one_sorted_table(place: str) -> None:
     summary = simulate.run(settings.Simulate(tiles=2, tile_size_pix=512, seed=4, output=place))
     assert summary.exit_code is ExitCode.DONE

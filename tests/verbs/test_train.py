@@ -87,6 +87,7 @@ def test_a_recipe_by_name_is_its_file_and_the_file_lists_every_field(name: str) 
     assert RECIPES[name].name == name
 
 
+@pytest.mark.parametrize("place", ["s3"], indirect=True)  # the others are local
 def test_a_checkpoint_that_scores(ray_local: None, place: str, capsys: pytest.CaptureFixture[str]) -> None:
     inputs = write_inputs(place, blob_cutouts(240))
     summary = train.run(Train(**inputs))

@@ -337,6 +337,7 @@ class Train(Cluster):
     recipe: str = Field("paper", description=_RECIPE, json_schema_extra=RECIPE_FILE)
     from_checkpoint: str | None = Field(None, description="Start from these weights.", json_schema_extra=WEIGHTS)
     workers: Positive = Field(1, description="Training processes.")
+    min_workers: Positive = Field(1, description="Fewest to go on with where the cluster shrinks; it may grow again.")
     gpus: bool = Field(False, description="One GPU a worker.")
 
 
@@ -361,6 +362,7 @@ class Finetune(Cluster):
         None, description="Transfer the network to cut-outs of this stretch although its card states another; recorded."
     )
     workers: Positive = Field(1, description="Training processes.")
+    min_workers: Positive = Field(1, description="Fewest to go on with where the cluster shrinks; it may grow again.")
     gpus: bool = Field(False, description="One GPU a worker.")
 
 

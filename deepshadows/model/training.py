@@ -257,6 +257,7 @@ class Learner:
             validation_auc=auc(Judged(probabilities=logits.astype(np.float64), labels=labels)) if two else None,
             learning_rate=self._optimizer.param_groups[0]["lr"],
             images_per_s=images_per_s,
+            workers=self.place.workers,
         )
 
     def logits(self, rows: NDArray[np.intp]) -> NDArray[np.float32]:

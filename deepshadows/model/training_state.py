@@ -32,6 +32,8 @@ class Epoch:
     """None where it is not defined: one class only, or three."""
     learning_rate: float
     images_per_s: float
+    workers: int = 1
+    """Processes that shared the epoch."""
 
 
 @dataclass(frozen=True)

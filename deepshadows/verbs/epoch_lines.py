@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from ray.train.v2.api.callback import UserCallback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deepshadows.model.training_state import Epoch
 from deepshadows.verbs.progress import say
@@ -46,7 +47,8 @@ class Reporting(UserCallback):
 @contextlib.contextmanager
 def spoken(epochs: int) -> Iterator[Reporting]:
     """A callback whose reports appear as one line an epoch on stderr."""
-    reports = Reports.remote()  # type: ignore[attr-defined]
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # lives as long as we do
+    reports = Reports.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     over = threading.Event()
 
     def speak() -> None:
@@ -71,5 +73,5 @@ def _line(epoch: Epoch, epochs: int) -> str:
     return (
         f"epoch {epoch.epoch}/{epochs}: loss {epoch.loss:.4f}, accuracy {epoch.accuracy:.4f}; validation loss "
         f"{epoch.validation_loss:.4f}, accuracy {epoch.validation_accuracy:.4f}, AUC {auc}; "
-        f"{epoch.images_per_s:.0f} images/s"
+        f"{epoch.images_per_s:.0f} images/s{f' with {epoch.workers} workers' if epoch.workers > 1 else ''}"
     )

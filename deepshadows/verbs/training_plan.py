@@ -27,18 +27,22 @@ class Order:
     start: str | None
     """Checkpoint to start from."""
     workers: int
+    min_workers: int
     gpus: bool
     address: str | None
 
 
 def order_of(settings: Train | Finetune, recipe: Recipe) -> Order:
     """What the flags ask for."""
+    if settings.min_workers > settings.workers:
+        raise UsageError(f"--min-workers {settings.min_workers}: more than --workers {settings.workers}")
     return Order(
         cutouts=storage.normalise(settings.cutouts),
         output=storage.normalise(settings.output),
         recipe=recipe,
         start=settings.from_checkpoint and shipped.normalise(settings.from_checkpoint),
         workers=settings.workers,
+        min_workers=settings.min_workers,
         gpus=settings.gpus,
         address=settings.address,
     )

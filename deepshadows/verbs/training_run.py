@@ -48,7 +48,7 @@ class Trained:
     card: Card
     data: TrainingSet
     images_per_s: float | None
-    note: str | None
+    notes: tuple[str, ...]
 
 
 def carry_out(order: Order, data: TrainingSet) -> Trained:
@@ -69,13 +69,16 @@ def carry_out(order: Order, data: TrainingSet) -> Trained:
     for note in data.notes:
         say(note)
     if (card := finished(order.output, plan)) is not None:
-        return Trained(card=card, data=data, images_per_s=None, note="already trained; nothing to do")
+        return Trained(card=card, data=data, images_per_s=None, notes=("already trained; nothing to do",))
     resumed = claim(order.output, plan)
     with ray_session(order.address):
         state = _fit(order, data.fingerprint)
     card = _commit(order, state, plan, data)
     images_per_s = float(np.median([epoch.images_per_s for epoch in state.log]))
-    return Trained(card=card, data=data, images_per_s=images_per_s, note=resumed)
+    counts = [epoch.workers for epoch in state.log]
+    resized = f"workers by epoch: {' '.join(map(str, counts))}" if len(set(counts)) > 1 else None
+    notes = tuple(note for note in (resumed, resized) if note)
+    return Trained(card=card, data=data, images_per_s=images_per_s, notes=notes)
 
 
 def _check_workers(order: Order, data: TrainingSet) -> None:
@@ -91,6 +94,7 @@ def _fit(order: Order, fingerprint: str) -> State:
     """Run the workers to the last epoch and read what the first one saved there."""
     filesystem, path = _filesystem(storage.join(order.output, STATE_FOLDER))
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # its 2 s would be the shortest epoch
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")  # Ray Train knows of a lost node by then
     with spoken(order.recipe.epochs) as callback:
         trainer = ray.train.torch.TorchTrainer(
             train_worker,
@@ -101,7 +105,7 @@ def _fit(order: Order, fingerprint: str) -> State:
                 "start": order.start,
             },
             torch_config=ray.train.torch.TorchConfig(backend="nccl" if order.gpus else "gloo"),
-            scaling_config=ScalingConfig(num_workers=order.workers, use_gpu=order.gpus),
+            scaling_config=ScalingConfig(num_workers=(order.min_workers, order.workers), use_gpu=order.gpus),
             run_config=RunConfig(
                 name=RUN_NAME,
                 storage_path=path,
@@ -238,7 +242,7 @@ def lines_of(trained: Trained) -> list[str]:
     wanted = trained.card.recipe.get("epochs", made.epochs)
     stopped = f" (stopped early: {wanted} were allowed)" if made.epochs < wanted else ""
     return [
-        *([trained.note] if trained.note else []),
+        *trained.notes,
         *data.notes,
         f"trained on {made.rows - made.validation_rows} cut-outs, validated on {made.validation_rows} ({counts})",
         *([f"left out: {left_out}"] if left_out else []),

@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -179,11 +180,14 @@ def forget_clients() -> None:
     storage._arrow.cache_clear()
 
 
-def test_a_full_disk(place: Place, small_store: SeaweedFS, trial: Trial) -> None:
+def test_a_full_disk(place: Place, small_store: SeaweedFS, checkpoint: str, trial: Trial) -> None:
     """The disk of the store fills up in mid-run, and is given room again."""
     bucket = small_store.create_bucket("faults")
     for number, part in enumerate(split(cutouts_of(ROWS, labelled=False), UNIT_ROWS)):
         write_shard(f"{bucket}/in/{number:03d}.parquet", part)
+    for file in Path(checkpoint).iterdir():
+        storage.write(f"{bucket}/network/{file.name}", file.read_bytes())
+    flags = ["--input", f"{bucket}/in", "--checkpoint", f"{bucket}/network"]
 
     def fill() -> None:
         size = 4 << 20
@@ -191,11 +195,11 @@ def test_a_full_disk(place: Place, small_store: SeaweedFS, trial: Trial) -> None
             try:
                 storage.write(f"{bucket}/ballast/{number}", bytes(size))
             except StorageError:
-                size //= 8
+                size //= 64
                 if size < 1000:
                     return
 
-    driver = place.classify(f"{bucket}/run", "--input", f"{bucket}/in", "--retries", "1")
+    driver = place.classify(f"{bucket}/run", *flags)
     gate = place.road.at(5, "PUT", "/scores/", fill)
     record = driver.end()
     gate.result(0)
@@ -203,6 +207,6 @@ def test_a_full_disk(place: Place, small_store: SeaweedFS, trial: Trial) -> None
     assert "run the same command again" in record["error"]
     assert not storage.exists(f"{bucket}/run/manifest.json")
     mount(small_store, "remount,size=256m")
-    again = place.classify(f"{bucket}/run", "--input", f"{bucket}/in")
+    again = place.classify(f"{bucket}/run", *flags)
     place.check(f"{bucket}/run", again.end(), again.log)
     trial("the run ended with code 1 and a message; the same command went on")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.faults.place import NODES, Place, place_on
+from tests.faults.place import Place, place_on
 from tests.seaweed import SeaweedFS
 from tests.verbs.conftest import checkpoint  # noqa: F401 -- the fixture
 
@@ -22,8 +22,7 @@ def shared_place(object_store: SeaweedFS, session_bucket: str, checkpoint: str) 
 @pytest.fixture
 def place(shared_place: Place) -> Iterator[Place]:
     """The place with two nodes; the road to its store is good again after each test."""
-    while shared_place.nodes.count < NODES:
-        shared_place.nodes.ask("add")
+    shared_place.restore()
     yield shared_place
     shared_place.road.be_good()
 

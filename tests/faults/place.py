@@ -139,6 +139,11 @@ class Place:
         words = [*self.words(target), *flags, "--address", self.nodes.address]
         return Driver(words, {**self.nodes.environment, **environment})
 
+    def restore(self) -> None:
+        """Two nodes, as there were at the beginning."""
+        while self.nodes.count < NODES:
+            self.nodes.ask("add")
+
     def check(self, target: str, record: dict[str, Any], log: str = "") -> None:
         """The run is complete and its catalogue that of the undisturbed one."""
         assert record["exit_code"] == ExitCode.DONE, log

@@ -1,4 +1,4 @@
-"""The fault tests in short, for every day: several faults at once. All of them: `pytest -n 0 -m faults`."""
+"""Several faults at once: one test for every day. All the others: `pytest -n 0 -m faults`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tests.faults.proxy import KINDS
 pytestmark = pytest.mark.timeout(300)
 
 
+@pytest.mark.faults
 def test_of_two_drivers_that_take_up_the_run_of_a_killed_one_one_finishes(
     place: Place, target: str, trial: Callable[[str], None]
 ) -> None:
@@ -28,7 +29,6 @@ def test_of_two_drivers_that_take_up_the_run_of_a_killed_one_one_finishes(
     trial("one finished it, the other ended with code 4")
 
 
-@pytest.mark.faults  # until a quiet machine has run it
 def test_a_bad_road_a_killed_scorer_and_a_lost_node_change_nothing(
     place: Place, target: str, trial: Callable[[str], None]
 ) -> None:

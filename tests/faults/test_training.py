@@ -46,6 +46,7 @@ class Trainings:
 
 @pytest.fixture(scope="module", params=["train", "finetune"])
 def trainings(request: pytest.FixtureRequest, shared_place: Place) -> Trainings:
+    shared_place.restore()
     made = Trainings(shared_place, f"{shared_place.folder}/{request.param}", request.param)
     driver = made.begin("undisturbed")
     assert driver.end()["exit_code"] == ExitCode.DONE, driver.log

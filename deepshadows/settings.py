@@ -337,7 +337,7 @@ class Train(Cluster):
     recipe: str = Field("paper", description=_RECIPE, json_schema_extra=RECIPE_FILE)
     from_checkpoint: str | None = Field(None, description="Start from these weights.", json_schema_extra=WEIGHTS)
     workers: Positive = Field(1, description="Training processes.")
-    min_workers: Positive = Field(1, description="Fewest to go on with where the cluster shrinks; it may grow again.")
+    min_workers: Positive | None = Field(None, description="Fewest that go on where nodes are lost; else all.")
     gpus: bool = Field(False, description="One GPU a worker.")
 
 
@@ -362,7 +362,7 @@ class Finetune(Cluster):
         None, description="Transfer the network to cut-outs of this stretch although its card states another; recorded."
     )
     workers: Positive = Field(1, description="Training processes.")
-    min_workers: Positive = Field(1, description="Fewest to go on with where the cluster shrinks; it may grow again.")
+    min_workers: Positive | None = Field(None, description="Fewest that go on where nodes are lost; else all.")
     gpus: bool = Field(False, description="One GPU a worker.")
 
 

@@ -34,7 +34,7 @@ class Order:
 
 def order_of(settings: Train | Finetune, recipe: Recipe) -> Order:
     """What the flags ask for."""
-    if settings.min_workers > settings.workers:
+    if (settings.min_workers or 1) > settings.workers:
         raise UsageError(f"--min-workers {settings.min_workers}: more than --workers {settings.workers}")
     return Order(
         cutouts=storage.normalise(settings.cutouts),
@@ -42,7 +42,7 @@ def order_of(settings: Train | Finetune, recipe: Recipe) -> Order:
         recipe=recipe,
         start=settings.from_checkpoint and shipped.normalise(settings.from_checkpoint),
         workers=settings.workers,
-        min_workers=settings.min_workers,
+        min_workers=settings.min_workers or settings.workers,
         gpus=settings.gpus,
         address=settings.address,
     )

@@ -105,7 +105,7 @@ def _fit(order: Order, fingerprint: str) -> State:
                 "start": order.start,
             },
             torch_config=ray.train.torch.TorchConfig(backend="nccl" if order.gpus else "gloo"),
-            scaling_config=ScalingConfig(num_workers=(order.min_workers, order.workers), use_gpu=order.gpus),
+            scaling_config=ScalingConfig(num_workers=_count(order), use_gpu=order.gpus),
             run_config=RunConfig(
                 name=RUN_NAME,
                 storage_path=path,
@@ -120,6 +120,11 @@ def _fit(order: Order, fingerprint: str) -> State:
         result = _fitted(trainer)
     with result.checkpoint.as_directory() as folder:
         return read_state(Path(folder))
+
+
+def _count(order: Order) -> int | tuple[int, int]:
+    """Workers as Ray Train takes them: a range where fewer will do."""
+    return order.workers if order.min_workers == order.workers else (order.min_workers, order.workers)
 
 
 def _fitted(trainer: Any) -> Any:

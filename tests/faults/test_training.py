@@ -40,7 +40,8 @@ class Trainings:
             self.words += ["--from", f"{folder}/start"]
 
     def begin(self, output: str) -> Driver:
-        words = [self.verb, *self.words, "--output", f"{self.folder}/{output}", "--workers", str(WORKERS)]
+        words = [self.verb, *self.words, "--output", f"{self.folder}/{output}"]
+        words += ["--workers", str(WORKERS), "--min-workers", "1"]
         return Driver([*words, "--address", self.place.nodes.address], self.place.nodes.environment)
 
 

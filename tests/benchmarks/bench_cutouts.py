@@ -1,6 +1,6 @@
 """How fast cut-outs come from tiles, beside astropy's Cutout2D, a numpy loop and Cutana; by density; within `classify`.
 
-    python -m tests.benchmarks.bench_cutouts [--parts contenders rates bound classify] [--cutana PYTHON] [--rounds 3]
+    python -m tests.benchmarks.bench_cutouts [--cutana PYTHON] [--rounds 3] [--parts contenders rates bound ...]
 
 PYTHON is an interpreter of an environment of its own that has Cutana. Prints the machine, versions and medians, asserts
 that the compared pixels agree, and rewrites its section of RESULTS.md and its entry of figures.json beside it.
@@ -33,10 +33,11 @@ from deepshadows.model.checkpoint import save
 from deepshadows.model.network import DeepShadowsNet
 from deepshadows.model.scorer import load_scorer
 from deepshadows.run.manifest import read_manifest
-from deepshadows.sky.cutouts import Geometry, cut_parts
+from deepshadows.sky.cutouts import Geometry, cut, cut_parts
+from deepshadows.sky.presets import PRESETS
 from deepshadows.sky.stretch import DES
 from deepshadows.sky.tile_index import scan_tiles
-from deepshadows.sky.tiles import TileFiles, open_tile
+from deepshadows.sky.tiles import Tile, TileFiles, open_tile
 from tests.benchmarks.bench_classify import images_like_sky, machine, scorer_rate
 from tests.benchmarks.results import write_figures, write_section
 from tests.seaweed import SeaweedFS
@@ -54,6 +55,7 @@ HERE = Path(__file__).parent
 TITLES = {
     "contenders": f"Cut-outs: {POSITIONS:,} positions of a {SIDE} x {SIDE} g, r, z tile, from plain files on disk",
     "rates": f"Cut-outs: a {SIDE} x {SIDE} g, r, z tile by the number of its detections, one thread",
+    "resampled": "Cut-outs: other pixel scales, resampled",
     "bound": f"Cut-outs: what bounds `classify` on {SIDE} x {SIDE} tiles of {POSITIONS:,} detections",
     "classify": f"Cut-outs: `classify` on {SIDE} x {SIDE} tiles of {POSITIONS:,} detections",
 }
@@ -263,6 +265,34 @@ def bound(root: Path, wanted: argparse.Namespace) -> tuple[list[str], dict[str, 
     return lines, figures
 
 
+def resampled(root: Path, wanted: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
+    """Cut-outs of other pixel scales, from a tile in memory: what an image costs beyond the opening of its tile."""
+    lines = ["| survey | arcsec a pixel | CPU-ms an image |", "|---|---|---|"]
+    figures: dict[str, Any] = {}
+    for name in ("hsc", "rubin", "panstarrs", "sdss"):
+        scale = PRESETS[name].pixel_scale_arcsec
+        flux = np.random.default_rng(1).normal(0.01, 0.01, (3, 1500, 1500)).astype(np.float32)
+        wcs = tan_wcs((1500, 1500), scale_arcsec=scale)
+        valid = np.ones(flux.shape, bool)
+        tile = Tile(
+            tile_id="T",
+            bands=GEOMETRY.bands,
+            flux=flux,
+            valid=valid,
+            saturated=~valid,
+            wcs=wcs,
+            pixel_scale_arcsec=scale,
+        )
+        x, y = np.random.default_rng(2).uniform(200, 1300, (2, 500))
+        ra, dec = wcs.all_pix2world(x, y, 0)
+        runs = [timed(lambda ra=ra, dec=dec, tile=tile: cut(tile, ra, dec, GEOMETRY))[1] for _ in range(wanted.rounds)]
+        each_ms = 1000 * statistics.median(runs) / len(x)
+        lines.append(f"| {name} | {scale:g} | {each_ms:.2f} |")
+        print(lines[-1], flush=True)
+        figures[f"{name}_cpu_ms"] = round(each_ms, 4)
+    return lines, figures
+
+
 def classify(tiles: Path, detections: Path, checkpoint: str, target: Path) -> float:
     """Seconds from the start of scoring to the last commit, that of the actors included."""
     words = ["classify", "--input", str(tiles), "--detections", str(detections), "--checkpoint", checkpoint]
@@ -321,7 +351,7 @@ def in_classify(root: Path, wanted: argparse.Namespace) -> tuple[list[str], dict
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--parts", nargs="*", default=["contenders", "rates", "bound", "classify"])
+    parser.add_argument("--parts", nargs="*", default=["contenders", "rates", "bound", "resampled", "classify"])
     parser.add_argument("--cutana", help="interpreter of an environment that has Cutana")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tiles", type=int, default=7)
@@ -338,6 +368,7 @@ def main() -> None:
                 "contenders": lambda: contenders(root, wanted),
                 "rates": lambda: rates(root, bucket, wanted),
                 "bound": lambda: bound(root, wanted),
+                "resampled": lambda: resampled(root, wanted),
                 "classify": lambda: in_classify(root, wanted),
             }
             for part in wanted.parts:

@@ -38,6 +38,7 @@ def ray_local(object_store: SeaweedFS) -> Iterator[None]:
         patch.setenv("RAY_metrics_report_interval_ms", "1000")
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # drivers in processes of their own: the loopback too
         import ray
 
         from deepshadows.verbs.ray_session import on_the_loopback

@@ -157,7 +157,7 @@ class Drift:
     def line(self) -> str:
         """The verdict in one line."""
         if not self.findings:
-            return f"drift: not judged ({self.rows} newly scored rows, nothing to compare them with)"
+            return f"drift: not judged ({self.rows} newly scored rows; {LEAST_ROWS} on either side are the least)"
         if not self.alarms:
             return f"drift: none ({len(self.findings)} checks on {self.rows} newly scored rows)"
         worst = max(self.alarms, key=lambda finding: finding.value / finding.limit)

@@ -16,17 +16,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from deepshadows.catalog import collection, hats_files, provenance
 from deepshadows.catalog.continuation import continue_from
 from deepshadows.catalog.partitions import repeated_rows
-from deepshadows.model.scorer import load_scorer
 from deepshadows.outcomes import ExitCode
 from deepshadows.run.manifest import read_manifest
-from deepshadows.run.scores import score_table
 from deepshadows.schema import Flag
-from deepshadows.sky.shards import list_shards, read_shards
 from deepshadows.verbs import publish
 from deepshadows.verbs.version_plan import plan_version
 from deepshadows.verbs.version_writing import new_version, write_files, write_version
 from tests.catalog.finished_runs import rows, write_run
-from tests.verbs.test_reprocess import content, put, updated
+from tests.verbs.test_reprocess import content, put, scored_one_by_one, updated
 
 pytestmark = [
     pytest.mark.usefixtures("ray_local"),
@@ -148,23 +145,6 @@ class Survey(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         shutil.rmtree(self.place)
-
-
-def scored_one_by_one(place: str, checkpoint: str) -> pa.Table:
-    """Each shard through the network in this process."""
-    scorer = load_scorer(checkpoint, precision="exact", threads=2)
-    tables = []
-    for shard in list_shards(f"{place}/in"):
-        cutouts = read_shards(shard.url)
-        scores = scorer.score(cutouts.images)
-        tables.append(
-            score_table(
-                cutouts.object_id, cutouts.ra, cutouts.dec, scores.logits, scores.p_lsbg, cutouts.flags,
-                unit="", run="", p_lsbg_err=scores.p_lsbg_err,
-            )
-        )  # fmt: skip
-    table = pa.concat_tables(tables).drop_columns(["unit", "run"]).replace_schema_metadata(None)
-    return table.sort_by([("object_id", "ascending"), ("flags", "ascending"), ("logit", "ascending")])
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["deepshadows", "astropy.io.fits"]):
+with atheris.instrument_imports(include=["deepshadows", "astropy.io.fits", "tomllib"]):
     from tests.hostile.readers import READERS
 
 from deepshadows.outcomes import Failure

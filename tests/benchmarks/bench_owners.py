@@ -177,9 +177,9 @@ MEASURED = {
 }
 
 
-def whole(folder: Path) -> None:
+def whole(folder: Path, again: bool) -> None:
     print(machine(), flush=True)
-    found = {name: run_step("tests.benchmarks.bench_owners", name, folder) for name in MEASURED}
+    found = {name: run_step("tests.benchmarks.bench_owners", name, folder, again=again) for name in MEASURED}
     lines = [
         f"`python -m tests.benchmarks.bench_owners`; {machine()}.",
         "",

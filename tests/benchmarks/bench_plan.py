@@ -300,11 +300,13 @@ NOTES = {
 }
 
 
-def whole(folder: Path) -> None:
+def whole(folder: Path, again: bool) -> None:
     print(machine(), flush=True)
-    found = {name: run_step("tests.benchmarks.bench_plan", name, folder) for name in MEASURED}
+    found = {name: run_step("tests.benchmarks.bench_plan", name, folder, again=again) for name in MEASURED}
     table = (
-        f"| {step} | {found[step]['seconds']} | {found[step]['peak_gib']} | {note.format(**found[step])} |"
+        "| {step} | {seconds} | {cpu_s} | {load} | {peak_gib} | ".format(step=step, **found[step])
+        + note.format(**found[step])
+        + " |"
         for step, note in NOTES.items()
     )
     pool, ray_data = found["noop"], found["noop_ray_data"]
@@ -313,8 +315,8 @@ def whole(folder: Path) -> None:
         f"{UNITS:,} units of {UNIT_ROWS:,} rows in {SHARDS:,} shards on disk, in the page cache; sparse shards with "
         "real footers, empty score objects.",
         "",
-        "| step | seconds | peak memory, GiB | |",
-        "|---|---|---|---|",
+        "| step | seconds | of CPU, start included | load of the machine | peak memory, GiB | |",
+        "|---|---|---|---|---|---|",
         *table,
         "",
         f"A scorer that does nothing: {pool['units_per_s']} units/s through the pool of `classify`, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -15,17 +16,21 @@ from typing import Any
 Step = Callable[[Path], Mapping[str, Any]]
 
 
-def run_step(module: str, name: str, folder: Path) -> dict[str, Any]:
-    """What a step returns, with `seconds` (unless it says so itself) and `peak_gib` of its process."""
-    command = [sys.executable, "-m", module, "--step", name, "--folder", str(folder)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+def run_step(module: str, name: str, folder: Path, *, again: bool = True) -> dict[str, Any]:
+    """What a step returns, with `seconds` (unless it says so itself), `cpu_s` and `peak_gib` of its process, and the load
+    of the machine when it began; kept in the folder, and without `again` taken from there."""
+    kept = folder / f"{name}.json"
+    if again or not kept.exists():
+        command = [sys.executable, "-m", module, "--step", name, "--folder", str(folder)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        kept.write_text(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(kept.read_text())
     print(f"{name}: {found}", flush=True)
     return found
 
 
 def step_or_whole(
-    module: str, preparation: Mapping[str, Step], measured: Mapping[str, Step], whole: Callable[[Path], None]
+    module: str, preparation: Mapping[str, Step], measured: Mapping[str, Step], whole: Callable[[Path, bool], None]
 ) -> None:
     """The command line of a benchmark: all of it, what prepares it alone, or one step of it for `run_step`."""
     parser = argparse.ArgumentParser()
@@ -43,10 +48,14 @@ def step_or_whole(
                 run_step(module, name, folder)
             (folder / "prepared").touch()
         if not wanted.prepare:
-            whole(folder)
+            whole(folder, not wanted.keep)
         return
+    load = os.getloadavg()[0]
     began = time.perf_counter()
     found = dict({**preparation, **measured}[wanted.step](folder))
     found.setdefault("seconds", round(time.perf_counter() - began, 2))
-    found["peak_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    found["cpu_s"] = round(sum(one.ru_utime + one.ru_stime for one in used), 1)
+    found["peak_gib"] = round(used[0].ru_maxrss / 2**20, 2)
+    found["load"] = round(load, 1)
     print(json.dumps(found))

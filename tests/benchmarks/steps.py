@@ -17,8 +17,8 @@ Step = Callable[[Path], Mapping[str, Any]]
 
 
 def run_step(module: str, name: str, folder: Path, *, again: bool = True) -> dict[str, Any]:
-    """What a step returns, with `seconds` (unless it says so itself), `cpu_s` and `peak_gib` of its process, and the load
-    of the machine when it began; kept in the folder, and without `again` taken from there."""
+    """What a step returns, with `seconds` (unless it says so itself), CPU time and peak memory of its process, and the
+    load of the machine when it began; kept in the folder, and without `again` taken from there."""
     kept = folder / f"{name}.json"
     if again or not kept.exists():
         command = [sys.executable, "-m", module, "--step", name, "--folder", str(folder)]

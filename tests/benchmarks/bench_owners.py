@@ -30,7 +30,7 @@ from deepshadows.sky.tiles import BandSource, TileFiles
 from deepshadows.verbs.plan_detections import group_by_tile, own_detections, tile_units
 from tests.benchmarks.bench_classify import machine
 from tests.benchmarks.results import write_figures, write_section
-from tests.benchmarks.steps import run_step, step_or_whole
+from tests.benchmarks.steps import Found, step_or_whole
 from tests.seaweed import SeaweedFS
 from tests.sky.tile_files import noise, tan_wcs, write_band
 
@@ -177,36 +177,38 @@ MEASURED = {
 }
 
 
-def whole(folder: Path, again: bool) -> None:
-    print(machine(), flush=True)
-    found = {name: run_step("tests.benchmarks.bench_owners", name, folder, again=again) for name in MEASURED}
+def report(found: Found) -> None:
     lines = [
         f"`python -m tests.benchmarks.bench_owners`; {machine()}.",
+        f"CPU time is that of the whole process, its start included. Headers of {3 * SCANNED_TILES:,} FITS files of "
+        "1.9 MB:",
         "",
-        f"Headers of {3 * SCANNED_TILES:,} FITS files of 1.9 MB:",
-        "",
-        "| store | files/s | requests a file | bytes a file |",
-        "|---|---|---|---|",
-        *(
-            "| {store} | {files_per_s} | {requests_per_file} | {bytes_per_file} |".format(store=store, **found[step])
-            for store, step in (("disk", "scan_disk"), ("SeaweedFS", "scan_s3"))
-        ),
-        "",
-        "{tiles:,} tiles in an index without files: prepared in {footprints_s} s, then owners of {detections_per_s:,} "
-        "detections/s; peak {peak_gib} GiB.".format(**found["owners"]),
-        "",
-        "| detections planned | detections/s | units | peak memory, GiB |",
-        "|---|---|---|---|",
-        *(
-            f"| {rows:,} | {found[f'plan_{rows}']['detections_per_s']:,} | {found[f'plan_{rows}']['units']:,} "
-            f"| {found[f'plan_{rows}']['peak_gib']} |"
-            for rows in PLANNED
-        ),
+        "| store | files/s | CPU-seconds | load of the machine | requests a file | bytes a file |",
+        "|---|---|---|---|---|---|",
     ]
+    for store, step in (("disk", "scan_disk"), ("SeaweedFS", "scan_s3")):
+        if step in found:
+            names = ("files_per_s", "cpu_s", "load", "requests_per_file", "bytes_per_file")
+            lines.append(f"| {store} | " + " | ".join(str(found[step][name]) for name in names) + " |")
+    if "owners" in found:
+        line = (
+            "{tiles:,} tiles in an index without files: prepared in {footprints_s} s, then owners of "
+            "{detections_per_s:,} detections/s; {cpu_s} CPU-seconds, load {load}, peak {peak_gib} GiB."
+        )
+        lines += ["", line.format(**found["owners"])]
+    lines += [
+        "",
+        "| detections planned | detections/s | CPU-seconds | load | units | peak memory, GiB |",
+        "|---" * 6 + "|",
+    ]
+    for rows in PLANNED:
+        if at := found.get(f"plan_{rows}"):
+            names = ("detections_per_s", "cpu_s", "load", "units", "peak_gib")
+            lines.append(f"| {rows:,} | " + " | ".join(f"{at[name]:,}" for name in names) + " |")
     write_section("Tile index and owners of detections", lines)
     figures = {f"{step}_{name}": value for step, values in found.items() for name, value in values.items()}
     write_figures("owners", {**figures, "machine": machine()})
 
 
 if __name__ == "__main__":
-    step_or_whole("tests.benchmarks.bench_owners", PREPARATION, MEASURED, whole)
+    step_or_whole("tests.benchmarks.bench_owners", PREPARATION, MEASURED, report)

@@ -43,7 +43,7 @@ from deepshadows.verbs.classify_plan import plan
 from deepshadows.verbs.unit_scoring import UnitScorer
 from tests.benchmarks.bench_classify import machine
 from tests.benchmarks.results import write_figures, write_section
-from tests.benchmarks.steps import run_step, step_or_whole
+from tests.benchmarks.steps import Found, step_or_whole
 
 SHARDS, SHARD_ROWS, UNIT_ROWS = 100_000, 100_000, 10_000
 UNITS = SHARDS * SHARD_ROWS // UNIT_ROWS
@@ -300,37 +300,36 @@ NOTES = {
 }
 
 
-def whole(folder: Path, again: bool) -> None:
-    print(machine(), flush=True)
-    found = {name: run_step("tests.benchmarks.bench_plan", name, folder, again=again) for name in MEASURED}
-    table = (
-        "| {step} | {seconds} | {cpu_s} | {load} | {peak_gib} | ".format(step=step, **found[step])
-        + note.format(**found[step])
-        + " |"
-        for step, note in NOTES.items()
-    )
-    pool, ray_data = found["noop"], found["noop_ray_data"]
+def report(found: Found) -> None:
     lines = [
         f"`python -m tests.benchmarks.bench_plan`; {machine()}.",
         f"{UNITS:,} units of {UNIT_ROWS:,} rows in {SHARDS:,} shards on disk, in the page cache; sparse shards with "
-        "real footers, empty score objects.",
+        "real footers, empty score objects. CPU time is that of the whole process, its start included.",
         "",
-        "| step | seconds | of CPU, start included | load of the machine | peak memory, GiB | |",
+        "| step | seconds | CPU-seconds | load of the machine | peak memory, GiB | |",
         "|---|---|---|---|---|---|",
-        *table,
-        "",
-        f"A scorer that does nothing: {pool['units_per_s']} units/s through the pool of `classify`, "
-        f"{pool['driver_cpu_ms_per_unit']} ms of the driver's CPU a unit; {ray_data['units_per_s']} units/s through "
-        "Ray Data, a block a unit.",
-        "",
-        "Memory of a scorer with two units in hand, GiB: "
-        + ", ".join(f"{found[f'actor_{rows}']['peak_gib']} of {rows:,} rows" for rows in ACTOR_ROWS)
-        + ".",
     ]
+    for step, note in NOTES.items():
+        if step in found:
+            cells = [str(found[step].get(name, "not kept")) for name in ("seconds", "cpu_s", "load", "peak_gib")]
+            lines.append(f"| {step} | {' | '.join(cells)} | {note.format(**found[step])} |")
+    lines.append("")
+    for step, through in (("noop", "the pool of `classify`"), ("noop_ray_data", "Ray Data, a block a unit")):
+        if step in found:
+            cpu = found[step].get("driver_cpu_ms_per_unit")
+            lines.append(
+                f"A scorer that does nothing: {found[step]['units_per_s']} units/s through {through}"
+                + (f", {cpu} ms of the driver's CPU a unit" if cpu else "")
+                + f" (load {found[step]['load']})."
+            )
+    actors = {rows: found[name] for rows in ACTOR_ROWS if (name := f"actor_{rows}") in found}
+    if actors:
+        peaks = ", ".join(f"{at['peak_gib']} of {rows:,} rows" for rows, at in actors.items())
+        lines += ["", f"Memory of a scorer with two units in hand, GiB: {peaks}."]
     write_section("Plan, resume and manifest of a million units", lines)
     figures = {f"{step}_{name}": value for step, values in found.items() for name, value in values.items()}
     write_figures("plan", {**figures, "unit_rows": UNIT_ROWS, "machine": machine()})
 
 
 if __name__ == "__main__":
-    step_or_whole("tests.benchmarks.bench_plan", PREPARATION, MEASURED, whole)
+    step_or_whole("tests.benchmarks.bench_plan", PREPARATION, MEASURED, report)

@@ -84,7 +84,7 @@ def costs(figures: Figures, survey: Survey) -> dict[str, str]:
     cut_s = tile_cpu_s(figures, survey)
     row = {"survey": survey.name, "tiles": f"{tiles:,.0f}", "units": f"{units:,.0f}"}
     row["CPU-hours to cut"] = NOT_MEASURED if cut_s is None else f"{tiles * cut_s / 3600:,.0f}"
-    score_us = classify.get("fast disk alone_us")
+    score_us = classify.get("fast disk alone_us") or 1e3 * figures.get("cutouts_bound", {}).get("scoring_cpu_ms", 0)
     row["CPU-hours to score"] = f"{BILLION * score_us / 1e6 / 3600:,.0f}" if score_us else NOT_MEASURED
     row["GPU-hours"] = f"{BILLION / gpu['images_per_s'] / 3600:,.1f} ({gpu['device']})" if gpu else NOT_MEASURED
     row["TB read, written"] = row["S3 requests"] = NOT_MEASURED

@@ -83,7 +83,8 @@ def main() -> None:
 def report(costs: dict[str, list[tuple[Cost, Cost]]], missing: dict[str, str], rows: int, rounds: int) -> None:
     lines = [
         f"`python -m tests.benchmarks.bench_contenders`, {machine()}. {rows + SHARD_ROWS} cut-outs on disk, the engine "
-        f"of `--precision fast` for all, median of {rounds} rounds, start-up left out; all logits are the same bits.",
+        f"of `--precision fast` for all, median of {rounds} rounds, start-up left out; all logits are the same bits. "
+        f"Runnable processes on this machine meanwhile: {os.getloadavg()[2]:.0f}.",
         "",
         "| way | images/s | of classify | CPU-µs per image | peak memory, GiB |",
         "|---|---|---|---|---|",

@@ -9,6 +9,7 @@ Each way is a process of its own, run on few rows and on many: rates and CPU are
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile

@@ -27,9 +27,10 @@ class Row:
 
 
 def rows_of(files: list[Path]) -> dict[str, Row]:
-    """By fault, in the order of the tests; a test that failed or was skipped counts as such."""
+    """By fault, in the order of the tests; one that is in several files counts as it ended in the last."""
     rows: dict[str, Row] = {}
-    for case in (case for file in files for case in ElementTree.parse(file).iter("testcase")):
+    found = (case for file in files for case in ElementTree.parse(file).iter("testcase"))
+    for case in {(case.get("classname"), case.get("name")): case for case in found}.values():
         properties = {item.get("name", ""): item.get("value", "") for item in case.iter("property")}
         if "fault" not in properties:
             continue

@@ -13,7 +13,7 @@ from tests.faults.hosts import PORT, Hosts, NoNamespacesError
 from tests.faults.place import Driver, Place, catalogue, count_scores, wait_until
 from tests.faults.proxy import Proxy
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
 Trial = Callable[[str], None]
 SOON = {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "2000"}
 """A host that does not answer is given up after some 10 s; Ray's own patience is 50 s."""

@@ -18,7 +18,7 @@ from deepshadows.run.manifest import read_manifest
 from tests.end_to_end.ray_head import RayHead
 from tests.faults.place import LIMIT_S, UNITS, Driver, Place, catalogue, count_scores
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
 Trial = Callable[[str], None]
 
 

@@ -12,7 +12,7 @@ from deepshadows.outcomes import ExitCode
 from tests.catalog.finished_runs import current_version
 from tests.faults.place import LIMIT_S, ROWS, Driver, Place
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
 
 MOMENTS = [
     ("/claim.json", False, "old"),

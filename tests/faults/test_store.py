@@ -20,7 +20,7 @@ from tests.faults.proxy import KINDS
 from tests.seaweed import SeaweedFS
 from tests.sky.test_shards import cutouts_of
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
 Trial = Callable[[str], None]
 
 

@@ -19,7 +19,7 @@ from tests.faults.place import Driver, Place
 from tests.model.blobs import blob_cutouts, seasoned_net
 from tests.verbs.test_train import assert_same_weights, write_inputs
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
 Trial = Callable[[str], None]
 EPOCHS, WORKERS = 5, 3
 SAVED = "checkpoint_manager_snapshot.json"

@@ -38,7 +38,7 @@ MpiDefault=none
 KillWait=5
 FirstJobId={job}
 {nodes}
-PartitionName=main Nodes=ALL Default=YES MaxTime=60 State=UP OverSubscribe=EXCLUSIVE
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=EXCLUSIVE
 """
 
 

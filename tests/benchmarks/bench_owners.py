@@ -196,15 +196,13 @@ def report(found: Found) -> None:
             "{detections_per_s:,} detections/s; {cpu_s} CPU-seconds, load {load}, peak {peak_gib} GiB."
         )
         lines += ["", line.format(**found["owners"])]
-    lines += [
-        "",
-        "| detections planned | detections/s | CPU-seconds | load | units | peak memory, GiB |",
-        "|---" * 6 + "|",
-    ]
-    for rows in PLANNED:
-        if at := found.get(f"plan_{rows}"):
-            names = ("detections_per_s", "cpu_s", "load", "units", "peak_gib")
-            lines.append(f"| {rows:,} | " + " | ".join(f"{at[name]:,}" for name in names) + " |")
+    planned_ones = {rows: found[name] for rows in PLANNED if (name := f"plan_{rows}") in found}
+    if planned_ones:
+        lines += ["", "| detections planned | detections/s | CPU-seconds | load | units | peak memory, GiB |"]
+        lines.append("|---" * 6 + "|")
+    for rows, at in planned_ones.items():
+        names = ("detections_per_s", "cpu_s", "load", "units", "peak_gib")
+        lines.append(f"| {rows:,} | " + " | ".join(f"{at[name]:,}" for name in names) + " |")
     write_section("Tile index and owners of detections", lines)
     figures = {f"{step}_{name}": value for step, values in found.items() for name, value in values.items()}
     write_figures("owners", {**figures, "machine": machine()})

@@ -394,12 +394,15 @@ def upload(path: Path, url: str) -> None:
 
 
 def children(url: str) -> list[str]:
-    """Names directly below a folder, sorted; those of folders end with a slash."""
+    """Names directly below a folder, sorted; those of folders end with a slash.
+
+    Some stores keep an empty object for a folder whose last object was deleted: that is none of its children.
+    """
     store, key = _locate(url)
     with _translated(url, "listing"):
         found = obstore.list_with_delimiter(store, key)
     folders = [name_of(prefix) + "/" for prefix in found["common_prefixes"]]
-    return sorted([*folders, *(name_of(meta["path"]) for meta in found["objects"])])
+    return sorted([*folders, *(name_of(meta["path"]) for meta in found["objects"] if meta["path"] != key)])
 
 
 def delete(url: str) -> None:

@@ -272,3 +272,11 @@ def test_wrong_credentials_are_forbidden_and_not_repeated(bucket: str, wrong: di
 
 def test_forbidden_is_a_storage_error() -> None:
     assert issubclass(ForbiddenError, StorageError)
+
+
+def test_a_folder_that_was_emptied_has_no_children(place: str) -> None:
+    """SeaweedFS keeps an object of the folder's own name."""
+    storage.write(storage.join(place, "folder", "a.txt"), b"1")
+    assert storage.children(storage.join(place, "folder")) == ["a.txt"]
+    storage.delete(storage.join(place, "folder", "a.txt"))
+    assert storage.children(storage.join(place, "folder")) == []

@@ -338,6 +338,7 @@ class Train(Cluster):
     from_checkpoint: str | None = Field(None, description="Start from these weights.", json_schema_extra=WEIGHTS)
     workers: Positive = Field(1, description="Training processes.")
     min_workers: Positive | None = Field(None, description="Fewest that go on where nodes are lost; else all.")
+    no_progress_s: Positive = Field(900, description="Seconds without room for its workers until a training gives up.")
     gpus: bool = Field(False, description="One GPU a worker.")
 
 
@@ -363,6 +364,7 @@ class Finetune(Cluster):
     )
     workers: Positive = Field(1, description="Training processes.")
     min_workers: Positive | None = Field(None, description="Fewest that go on where nodes are lost; else all.")
+    no_progress_s: Positive = Field(900, description="Seconds without room for its workers until a training gives up.")
     gpus: bool = Field(False, description="One GPU a worker.")
 
 

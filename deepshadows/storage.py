@@ -99,8 +99,12 @@ def _disk() -> LocalStore:
 
 @cache
 def _arrow(bucket: str) -> pa.fs.FileSystem:
-    """Arrow's own S3 client; only `from_uri` takes the endpoint from the environment."""
-    return pa.fs.FileSystem.from_uri(f"s3://{bucket}")[0]
+    """Arrow's own S3 client. Only `from_uri` finds a bucket's region, only the standard strategy repeats any 429."""
+    return pa.fs.S3FileSystem(
+        region=pa.fs.FileSystem.from_uri(f"s3://{bucket}")[0].region,
+        endpoint_override=os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
+        retry_strategy=pa.fs.AwsStandardS3RetryStrategy(max_attempts=6),
+    )
 
 
 def _bucket_and_key(url: str) -> tuple[str, str]:

@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, zoom
 from torch import Tensor
+
+from deepshadows.model.augmentation import observed_anew
 
 LAGS = (1, 2, 4, 8)
 BRIGHT, DARK = 750, 3
@@ -32,12 +34,12 @@ SUMMARIES = (
 )
 """What each column of `summaries` is; all but sums and blocks look at every second row."""
 FIT_ROWS = 2000
-SOFTENED_EVERY = 8
-WIDEST_BLUR_PIX = 0.7
-WIDEST_COLOUR_BLUR_PIX = 2.0
+FINER_NOISE, GRAIN_PIX = (0.5, 1.5), (0.5, 1.0)
 QUANTILE = 0.997
-TYPICAL = (0.5, 0.98)
-"""The form speaks only where it is sure, or it drowns the length: half the field had AUROC 0.90 with both medians."""
+SURE = (1, 1, 3)
+"""Times the quantile that counts as 1: a layer's resampling makes grain like that of finer pixels."""
+TYPICAL = (0.5, 0.98, 0.98)
+"""The forms speak only where they are sure, or they drown the length: the AUROC was lower with medians of all."""
 FARTHEST = 6.0
 """Coordinates are cut off here before products of them are taken."""
 SEED = 1
@@ -47,7 +49,7 @@ _CHUNK = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Domain:
-    """The cloud that the training images form, and the side of it where images of twice the field lie.
+    """The cloud that the training images form, and the sides of it where images of twice and of half the field lie.
 
     Attributes
     ----------
@@ -55,15 +57,15 @@ class Domain:
         Of the logarithms of the summaries.
     whitening : float64 (F, F)
         Lower triangle; u = whitening @ (x - mean) has unit covariance, so its length is the Mahalanobis distance.
-    wider : float64 (F + 1, F + 1)
-        Upper triangle; the quadratic form of (1, u) by which images of twice the field are told from these.
-    typical, limits : float64 (2,)
-        Of the length and of the form: what counts as 0 of the distance, and as 1.
+    forms : float64 (2, F + 1, F + 1)
+        Upper triangles; the quadratic forms of (1, u) that tell images of twice and of half the field from these.
+    typical, limits : float64 (3,)
+        Of the length and of each form: what counts as 0 of the distance, and as 1.
     """
 
     mean: NDArray[np.float64]
     whitening: NDArray[np.float64]
-    wider: NDArray[np.float64]
+    forms: NDArray[np.float64]
     typical: NDArray[np.float64]
     limits: NDArray[np.float64]
 
@@ -88,17 +90,17 @@ class Domain:
             on the number of rows.
         """
         measured = self._measured(summed)
-        both = [
+        parts = [
             (value - middle) / (limit - middle)
             for value, middle, limit in zip(measured, self.typical, self.limits, strict=True)
         ]
-        return np.asarray(np.maximum(*both), dtype=np.float32)
+        return np.asarray(np.max(parts, axis=0), dtype=np.float32)
 
-    def _measured(self, summed: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Length and quadratic form, (N,) each."""
+    def _measured(self, summed: NDArray[np.float32]) -> list[NDArray[np.float64]]:
+        """Length and quadratic forms, (N,) each."""
         off = (np.log1p(summed.astype(np.float64)) - self.mean).T
         count = len(summed)
-        squares, form = np.zeros(count), np.zeros(count)
+        squares = np.zeros(count)
         v = [np.ones(count)]
         for row, weights in enumerate(self.whitening):
             u = np.zeros(count)
@@ -106,12 +108,16 @@ class Domain:
                 u += off[column] * weights[column]
             squares += u * u
             v.append(np.clip(u, -FARTHEST, FARTHEST))
-        for one, weights in enumerate(self.wider):
-            inner = np.zeros(count)
-            for other in range(one, len(v)):
-                inner += v[other] * weights[other]
-            form += v[one] * inner
-        return np.sqrt(squares), form
+        measured = [np.sqrt(squares)]
+        for triangle in self.forms:
+            form = np.zeros(count)
+            for one, weights in enumerate(triangle):
+                inner = np.zeros(count)
+                for other in range(one, len(v)):
+                    inner += v[other] * weights[other]
+                form += v[one] * inner
+            measured.append(form)
+        return measured
 
 
 def summaries(images_NHWC: Tensor) -> Tensor:
@@ -148,10 +154,10 @@ def _steps(plane_NHW: Tensor, lag: int) -> Tensor:
 def fit(images: NDArray[np.uint8]) -> Domain:
     """The domain of a training set.
 
-    To the images as they are come some of the same softened: JPEG and resampling take the finest noise and more of
-    the colour away, and that alone is no reason for a flag. A distance from the cloud misses images of twice the
-    field (AUROC 0.87 on simulated tiles cut so: noise and stars are within what depth and seeing vary), so a quadratic
-    form is fitted to tell training images from themselves shrunk, with others around (with it 0.99).
+    To the images as they are come the same observed anew: another grid, depth or JPEG alone is no reason for a flag. A
+    distance from the cloud misses images of another field (noise and stars are within what depth and seeing vary), so
+    quadratic forms are fitted to tell training images from themselves shrunk, with others around, and from their
+    middles enlarged.
 
     Parameters
     ----------
@@ -161,52 +167,39 @@ def fit(images: NDArray[np.uint8]) -> Domain:
     from sklearn.covariance import ledoit_wolf  # here: scorers need none of it, and it takes a second
 
     chosen = images[np.linspace(0, len(images) - 1, min(len(images), FIT_ROWS)).astype(np.intp)]
-    inside = np.concatenate([chosen, softened(chosen[::SOFTENED_EVERY])])
-    summed, wide = (summaries(torch.from_numpy(part)).numpy() for part in (inside, shrunk(chosen)))
+    anew = observed_anew(torch.from_numpy(chosen), np.random.default_rng(SEED)).numpy()
+    inside = np.concatenate([chosen, anew])
+    summed, *others = (summaries(torch.from_numpy(part)).numpy() for part in (inside, shrunk(chosen), enlarged(chosen)))
     x = np.log1p(summed.astype(np.float64))
     mean, spread = x.mean(axis=0), x.std(axis=0) + 1e-3
     covariance, _ = ledoit_wolf((x - mean) / spread)
     whitening = np.tril(np.linalg.inv(np.linalg.cholesky(covariance)) / spread)
-    u, u_wide = (
+    u, *u_others = (
         np.clip((np.log1p(part.astype(np.float64)) - mean) @ whitening.T, -FARTHEST, FARTHEST)
-        for part in (summed, wide)
+        for part in (summed, *others)
     )
-    wider = _telling(u, u_wide)
-    whole = Domain(mean=mean, whitening=whitening, wider=wider, typical=np.zeros(2), limits=np.ones(2))
+    forms = np.stack([_telling(u, u_other) for u_other in u_others])
+    whole = Domain(mean=mean, whitening=whitening, forms=forms, typical=np.zeros(3), limits=np.ones(3))
     measured = np.stack(whole._measured(summed))
     typical = np.array([np.quantile(values, share) for values, share in zip(measured, TYPICAL, strict=True)])
-    limits = np.quantile(measured, QUANTILE, axis=1)
+    limits = typical + np.array(SURE) * (np.quantile(measured, QUANTILE, axis=1) - typical)
     return replace(whole, typical=typical, limits=np.maximum(limits, typical + 1e-6))
 
 
-def _telling(u: NDArray[np.float64], u_wide: NDArray[np.float64]) -> NDArray[np.float64]:
+def _telling(u: NDArray[np.float64], u_other: NDArray[np.float64]) -> NDArray[np.float64]:
     """The quadratic form of (1, u) that tells the second from the first best, (F + 1, F + 1) upper triangle."""
     from sklearn.linear_model import LogisticRegression
 
     size = u.shape[1] + 1
     upper = np.triu_indices(size)
-    v = np.concatenate([np.concatenate([u, u_wide]), np.ones((len(u) + len(u_wide), 1))], axis=1)
+    v = np.concatenate([np.concatenate([u, u_other]), np.ones((len(u) + len(u_other), 1))], axis=1)
     v = np.roll(v, 1, axis=1)
     products = v[:, upper[0]] * v[:, upper[1]]
     model = LogisticRegression(max_iter=300, class_weight="balanced")
-    model.fit(products[:, 1:], np.repeat([0, 1], [len(u), len(u_wide)]))
+    model.fit(products[:, 1:], np.repeat([0, 1], [len(u), len(u_other)]))
     form = np.zeros((size, size))
     form[upper] = np.concatenate([model.intercept_, model.coef_[0]])
     return form
-
-
-def softened(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Each image mixed with itself blurred, its colours more so, by amounts drawn anew for each from a fixed seed."""
-    rng = np.random.default_rng(SEED)
-    result = np.empty_like(images)
-    for number, image in enumerate(images.astype(np.float32)):
-        width, share = rng.uniform(0.3, WIDEST_BLUR_PIX), rng.uniform(0.2, 1.0)
-        mixed = image + share * (gaussian_filter(image, (width, width, 0)) - image)
-        width, share = rng.uniform(0.3, WIDEST_COLOUR_BLUR_PIX), rng.uniform(0.0, 1.0)
-        colour = mixed - mixed.mean(axis=2, keepdims=True)
-        mixed += share * (gaussian_filter(colour, (width, width, 0)) - colour)
-        result[number] = np.clip(np.rint(mixed), 0, 255)
-    return result
 
 
 def shrunk(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -216,4 +209,22 @@ def shrunk(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     corners = [small[rng.permutation(len(small))] for _ in range(4)]
     result = np.concatenate([np.concatenate(corners[:2], axis=2), np.concatenate(corners[2:], axis=2)], axis=1)
     result[:, 16:48, 16:48] = small
+    return result
+
+
+def enlarged(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The middle quarter of each image on all pixels, with the noise that finer pixels have: half the field.
+
+    Pixels of half the side have up to twice the noise; in coadds neighbours share it. How much there is, as a share of
+    the image's own, and how wide its grain, is drawn anew for each image from a fixed seed.
+    """
+    rng = np.random.default_rng(SEED)
+    result = np.empty_like(images)
+    for number, image in enumerate(images.astype(np.float32)):
+        smooth = zoom(image[16:48, 16:48], (2, 2, 1), order=1, grid_mode=True, mode="nearest")
+        noise = np.median(np.abs(np.diff(image, axis=1)), axis=(0, 1)) / 0.954  # 0.954: the median for a sigma of 1
+        width = rng.uniform(*GRAIN_PIX)
+        grain = gaussian_filter(rng.normal(0, 1, image.shape), (width, width, 0))
+        grain *= noise * rng.uniform(*FINER_NOISE) / grain.std()
+        result[number] = np.clip(np.rint(smooth + grain), 0, 255)
     return result

@@ -145,9 +145,9 @@ def _from_tensors(tensors: dict[str, Tensor], source: str) -> Uncertainty:
         "floor": (1,),
         "domain.mean": (width,),
         "domain.whitening": (width, width),
-        "domain.wider": (width + 1, width + 1),
-        "domain.typical": (2,),
-        "domain.limits": (2,),
+        "domain.forms": (2, width + 1, width + 1),
+        "domain.typical": (3,),
+        "domain.limits": (3,),
     }
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != shapes:

@@ -28,6 +28,7 @@ class Order:
     """Checkpoint to start from."""
     workers: int
     min_workers: int
+    no_progress_s: int
     gpus: bool
     address: str | None
 
@@ -43,6 +44,7 @@ def order_of(settings: Train | Finetune, recipe: Recipe) -> Order:
         start=settings.from_checkpoint and shipped.normalise(settings.from_checkpoint),
         workers=settings.workers,
         min_workers=settings.min_workers or settings.workers,
+        no_progress_s=settings.no_progress_s,
         gpus=settings.gpus,
         address=settings.address,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import tempfile
@@ -12,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.fs
 import ray
 import ray.train
 import ray.train.torch
 import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.config import LoggingConfig
 
 from deepshadows import storage
@@ -39,6 +40,8 @@ from deepshadows.verbs.training_set import TrainingSet, read_training_set
 
 RUN_NAME = "run"
 MAX_FAILURES = 3
+START_TIMEOUT_S = 20
+"""By then Ray Train knows of a lost node; where there is no room for the workers, it tries again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +95,11 @@ def _check_workers(order: Order, data: TrainingSet) -> None:
 
 def _fit(order: Order, fingerprint: str) -> State:
     """Run the workers to the last epoch and read what the first one saved there."""
-    filesystem, path = _filesystem(storage.join(order.output, STATE_FOLDER))
+    filesystem, path = storage.arrow_location(storage.join(order.output, STATE_FOLDER))
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # its 2 s would be the shortest epoch
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")  # Ray Train knows of a lost node by then
-    with spoken(order.recipe.epochs) as callback:
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(START_TIMEOUT_S)
+    starts = math.ceil(order.no_progress_s / START_TIMEOUT_S)
+    with spoken(order.recipe.epochs, order.min_workers) as callbacks:
         trainer = ray.train.torch.TorchTrainer(
             train_worker,
             train_loop_config={
@@ -110,14 +114,14 @@ def _fit(order: Order, fingerprint: str) -> State:
                 name=RUN_NAME,
                 storage_path=path,
                 storage_filesystem=filesystem,
-                failure_config=FailureConfig(max_failures=MAX_FAILURES),
+                failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=starts - 1),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
-                callbacks=[callback],
+                callbacks=callbacks,
                 worker_runtime_env={"env_vars": {"GOMP_SPINCOUNT": "1000"}},
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
         )
-        result = _fitted(trainer)
+        result = _fitted(trainer, order)
     with result.checkpoint.as_directory() as folder:
         return read_state(Path(folder))
 
@@ -127,7 +131,7 @@ def _count(order: Order) -> int | tuple[int, int]:
     return order.workers if order.min_workers == order.workers else (order.min_workers, order.workers)
 
 
-def _fitted(trainer: Any) -> Any:
+def _fitted(trainer: Any, order: Order) -> Any:
     """`trainer.fit()` with its errors as ours, and without the signal handler that it leaves behind."""
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT) if main else None
@@ -140,18 +144,15 @@ def _fitted(trainer: Any) -> Any:
         last = str(error).strip().splitlines()[-1]
         raise Failure(f"training failed {MAX_FAILURES + 1} times, the last time with: {last}") from error
     except ray.train.TrainingFailedError as error:
+        if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
+            raise Failure(
+                f"training stopped: there was no room for {order.min_workers} workers in {order.no_progress_s} s "
+                "(--no-progress-s); look at the nodes of the cluster, then run the same command again to go on"
+            ) from error
         raise Failure(f"training failed: {str(error).strip().splitlines()[-1]}") from error
     finally:
         if main:
             signal.signal(signal.SIGINT, handler)
-
-
-def _filesystem(url: str) -> tuple[Any, str]:
-    """pyarrow's view of `url`. `from_uri` honours AWS_ENDPOINT_URL, as `S3FileSystem()` does not."""
-    if not storage.is_s3(url):
-        return pyarrow.fs.LocalFileSystem(), url
-    filesystem, path = pyarrow.fs.FileSystem.from_uri(url)
-    return filesystem, path
 
 
 def train_worker(config: Mapping[str, Any]) -> None:

@@ -72,6 +72,7 @@ def main() -> None:
                     )
                 except process_tree.FailedError as error:
                     missing[way] = str(error)
+                    print(way, "does not run:", error, flush=True)
                     continue
                 costs.setdefault(way, []).append((few, many))
                 found = logits_of(way, target / "many")

@@ -1,15 +1,17 @@
 """How well OUT_OF_DOMAIN tells wrong images from right ones, on simulated tiles that no network has seen.
 
-    python -m tests.benchmarks.bench_domain [CHECKPOINT] [--tiles 6] [--seed 3]
+    python -m tests.benchmarks.bench_domain [CHECKPOINT] [--tiles 12] [--seed 3] [--real DIR]
 
 Of the same detections are cut: the network's own field (right), half and twice of it, another survey's stretch and a
 linear one; the rest is made from the right ones or from nothing. AUROC of the distance, and the share that is flagged.
+With DIR, a folder of npz files, also the share of those real cut-outs that is flagged.
 """
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,7 @@ from deepshadows.model.scorer import load_scorer
 from deepshadows.settings import DEFAULT_NETWORK
 from deepshadows.sky import stretch
 from deepshadows.sky.cutouts import Geometry
+from deepshadows.sky.shards import read_npz
 from deepshadows.sky.stretch import stretch_named
 from deepshadows.verbs.simulate_cutouts import labelled_cutouts
 from tests.benchmarks.bench_classify import machine
@@ -49,8 +52,9 @@ def made(right: Images) -> dict[str, Images]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("checkpoint", nargs="?", default=DEFAULT_NETWORK)
-    parser.add_argument("--tiles", type=int, default=6)
+    parser.add_argument("--tiles", type=int, default=12)
     parser.add_argument("--seed", type=int, default=3)
+    parser.add_argument("--real", type=Path, help="folder of real cut-outs, *.npz")
     wanted = parser.parse_args()
     print(machine())
     scorer = load_scorer(wanted.checkpoint, precision="exact")
@@ -71,6 +75,9 @@ def main() -> None:
         truth = np.repeat([0, 1], [len(expected), len(found)])
         auroc = roc_auc_score(truth, np.concatenate([expected, found]))
         print(f"| {name} | {auroc:.3f} | {np.mean(found > 1):.1%} |")
+    for path in sorted(wanted.real.glob("*.npz")) if wanted.real else ():
+        found = scorer.score(read_npz(str(path), own).images).domain_distance
+        print(f"{path.stem}: {len(found)} real ones, {np.mean(found > 1):.1%} of them flagged")
 
 
 if __name__ == "__main__":

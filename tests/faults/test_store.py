@@ -180,6 +180,14 @@ def forget_clients() -> None:
     storage._arrow.cache_clear()
 
 
+def takes_writes(bucket: str) -> bool:
+    try:
+        storage.write(f"{bucket}/probe", bytes(1000))
+    except StorageError:
+        return False
+    return True
+
+
 def test_a_full_disk(place: Place, small_store: SeaweedFS, checkpoint: str, trial: Trial) -> None:
     """The disk of the store fills up in mid-run, and is given room again."""
     bucket = small_store.create_bucket("faults")
@@ -207,6 +215,7 @@ def test_a_full_disk(place: Place, small_store: SeaweedFS, checkpoint: str, tria
     assert "run the same command again" in record["error"]
     assert not storage.exists(f"{bucket}/run/manifest.json")
     mount(small_store, "remount,size=256m")
+    wait_until(lambda: takes_writes(bucket), "the store, which looks at its disk now and then, takes writes again")
     again = place.classify(f"{bucket}/run", *flags)
     place.check(f"{bucket}/run", again.end(), again.log)
     trial("the run ended with code 1 and a message; the same command went on")

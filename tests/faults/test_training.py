@@ -39,9 +39,8 @@ class Trainings:
             checkpoints.save(f"{folder}/start", seasoned_net(), Card(name="start"))
             self.words += ["--from", f"{folder}/start"]
 
-    def begin(self, output: str) -> Driver:
-        words = [self.verb, *self.words, "--output", f"{self.folder}/{output}"]
-        words += ["--workers", str(WORKERS), "--min-workers", "1"]
+    def begin(self, output: str, *flags: str) -> Driver:
+        words = [self.verb, *self.words, "--output", f"{self.folder}/{output}", "--workers", str(WORKERS), *flags]
         return Driver([*words, "--address", self.place.nodes.address], self.place.nodes.environment)
 
 
@@ -90,9 +89,38 @@ def test_a_worker_is_killed_in_mid_epoch(trainings: Trainings, place: Place, tri
         trial("it went on from its last epoch to the same weights")
 
 
+def test_a_lost_node_is_waited_for(trainings: Trainings, place: Place, trial: Trial) -> None:
+    """A node with training processes is lost, all of which are wanted; another comes when the training waits."""
+    driver = trainings.begin("waiting")
+    gate = place.road.at(2, "PUT", SAVED, lambda: place.nodes.ask("kill"), answered=True)
+    driver.until(lambda: f"waiting for nodes with room for {WORKERS} workers" in driver.log, "it tells that it waits")
+    gate.result(0)
+    place.restore()
+    check(trainings, "waiting", driver.end(), driver)
+    expected = weights_of(checkpoints.load(f"{trainings.folder}/undisturbed")[0])
+    assert_same_weights(f"{trainings.folder}/waiting", expected)
+    trial("it said so, waited, and went on to the same weights")
+
+
+def test_a_node_that_does_not_come_back_ends_the_wait(trainings: Trainings, place: Place, trial: Trial) -> None:
+    """A node with training processes is lost, all of which are wanted, and no other comes."""
+    driver = trainings.begin("ended", "--no-progress-s", "30")
+    gate = place.road.at(2, "PUT", SAVED, lambda: place.nodes.ask("kill"), answered=True)
+    record = driver.end()
+    gate.result(0)
+    assert record["exit_code"] == ExitCode.FAILED, driver.log
+    assert f"there was no room for {WORKERS} workers" in record["error"]
+    place.restore()
+    again = trainings.begin("ended")
+    record = again.end()
+    assert record["exit_code"] == ExitCode.DONE, again.log
+    assert epochs(again)[0][0] > 1, again.log
+    trial("it ended with code 1 and a message; the same command went on")
+
+
 def test_the_cluster_shrinks(trainings: Trainings, place: Place, trial: Trial) -> None:
     """A node with training processes is lost in mid-epoch, and no other comes."""
-    driver = trainings.begin("shrunk")
+    driver = trainings.begin("shrunk", "--min-workers", "1")
     gate = place.road.at(2, "PUT", SAVED, lambda: place.nodes.ask("kill"), answered=True)
     record = driver.end()
     gate.result(0)

@@ -20,6 +20,7 @@ from deepshadows import storage
 from deepshadows.model.card import Card, read_card
 from deepshadows.outcomes import InputError, UsageError
 from deepshadows.run import record as run_record
+from deepshadows.run.patience import patiently
 from deepshadows.run.plan import Draft, Plan
 from deepshadows.run.units import TILE_UNIT_ROWS, Unit, UnitKind, make_unit, shard_units, unit_size_rows
 from deepshadows.schema import IMAGE_BYTES
@@ -257,7 +258,7 @@ def _footers(
 
 def _footer(settings: Classify, card: Card, shard: storage.StoredObject) -> _Footer:
     try:
-        file = open_shard(shard.url)
+        file = patiently(shard.url, partial(open_shard, shard.url))
         stated = shard_geometry(file.schema_arrow, shard.url)
         id_type = object_ids(pa.array([], file.schema_arrow.field("object_id").type), shard.url).type
     except InputError as error:

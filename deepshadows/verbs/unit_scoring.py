@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,8 @@ from deepshadows import storage
 from deepshadows.catalog.statistics import unit_statistics
 from deepshadows.model.card import Card
 from deepshadows.model.scorer import Scorer, Scores, load_scorer
-from deepshadows.outcomes import ForbiddenError, InputError, NotFoundError, StorageError
+from deepshadows.outcomes import InputError, NotFoundError, StorageError
+from deepshadows.run.patience import RETRY_WAIT_S, patiently
 from deepshadows.run.scores import STATISTICS_KEY, Receipt, commit, first_occurrences, quarantine, score_table
 from deepshadows.run.units import Unit, UnitKind
 from deepshadows.schema import IMAGE_SHAPE, Flag, is_fatal
@@ -38,10 +39,6 @@ from deepshadows.verbs.plan_detections import detections_of
 QUEUED_PARTS = 3
 """Parts of about 1000 images (12 MB) that wait between reader and network: what bounds an actor's memory."""
 CUT_ROWS = 1024
-RETRY_WAIT_S = 0.5
-STORE_PATIENCE_S = 30.0
-"""For as long a store may be away; a lease that cannot be renewed is lost after the same time."""
-T = TypeVar("T")
 UNFORESEEN = (ValueError, TypeError, KeyError, IndexError, ArithmeticError, AttributeError)
 
 
@@ -74,7 +71,7 @@ class UnitScorer:
                 metrics.RETRIES.inc()
                 time.sleep(RETRY_WAIT_S * 2**attempt)
             try:
-                table = _patiently(unit.url, partial(score_unit, unit, self._scorer, self._settings, self._run_id))
+                table = patiently(unit.url, partial(score_unit, unit, self._scorer, self._settings, self._run_id))
             except (InputError, NotFoundError) as error:
                 reason = str(error)
             except StorageError as error:  # the store, not the unit: no reason to give the unit up
@@ -91,25 +88,11 @@ class UnitScorer:
         receipt = Receipt(unit=unit.unit, rows=0, scored=0)
         if write is not None:
             try:
-                receipt = _patiently(self._run, write)
+                receipt = patiently(self._run, write)
             except StorageError as error:
                 failure = str(error)
         metrics.unit_ended(unit, "failed" if failure else "quarantined" if receipt.quarantined else "done")
         return {**asdict(receipt), "failure": failure}
-
-
-def _patiently(url: str, work: Callable[[], T]) -> T:
-    """Do it; again and again for a while where a server does not answer, which may be starting anew. Disks do not."""
-    deadline = time.monotonic() + (STORE_PATIENCE_S if storage.is_s3(url) else 0)
-    while True:
-        try:
-            return work()
-        except (ForbiddenError, NotFoundError):
-            raise
-        except StorageError:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(RETRY_WAIT_S)
 
 
 def score_unit(unit: Unit, scorer: Scorer, settings: Classify, run_id: str) -> pa.Table:

@@ -327,12 +327,12 @@ def in_classify(root: Path, wanted: argparse.Namespace) -> tuple[list[str], dict
         (files, *_) = scan_tiles(str(root / f"classify-{kind}-2")).tiles
         _, cpu, _ = timed(lambda: ours(files, *places[0]))  # noqa: B023 -- called at once
         for number in range(wanted.rounds):
-            before, _ = scorer_rate(checkpoint, "fast", images)
+            before, *_ = scorer_rate("fast", images)
             for count in (2, wanted.tiles):
                 name = f"classify-{kind}-{count}"
                 target = root / f"run-{name}-{number}"
                 seconds[count] = classify(root / name, root / f"{name}.parquet", checkpoint, target)
-            after, _ = scorer_rate(checkpoint, "fast", images)
+            after, *_ = scorer_rate("fast", images)
             rate = (wanted.tiles - 2) * POSITIONS / (seconds[wanted.tiles] - seconds[2])
             busy.append((rate, (before + after) / 2))
         rate, alone = (statistics.median(column) for column in zip(*busy, strict=True))

@@ -84,11 +84,13 @@ def ray_data(shards: Path, target: Path, checkpoint: str) -> None:
 
     class Score:
         def __init__(self) -> None:
-            self.checkpoint = checkpoint
+            from tests.benchmarks import contenders  # what a worker can import; here the module is __main__
+
+            self._here = contenders
 
         def __call__(self, table: pa.Table) -> pa.Table:
-            images = pixels(table["image"].combine_chunks())
-            return pa.table({"object_id": table["object_id"], "logit": logits(self.checkpoint, images)})
+            images = self._here.pixels(table["image"].combine_chunks())
+            return pa.table({"object_id": table["object_id"], "logit": self._here.logits(checkpoint, images)})
 
     ray.init(address="local", include_dashboard=False, log_to_driver=False, num_cpus=CORES)
     read = ray.data.read_parquet(str(shards), columns=["object_id", "image"])

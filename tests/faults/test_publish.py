@@ -20,8 +20,8 @@ MOMENTS = [
     ("/dataset/", False, "old"),
     ("/partition_info.csv", True, "old"),
     ("/hats.properties", True, "old"),
-    ("/collection.properties", False, "either"),  # what was under way may still arrive
-    ("/collection.properties", True, "new"),
+    ("/cat/collection.properties", False, "either"),  # what was under way may still arrive
+    ("/cat/collection.properties", True, "new"),
 ]
 """Writes at which the publisher is killed, before or after the store does them, and what readers see then."""
 

@@ -163,10 +163,14 @@ def _parquet_blocks(url: str, wanted: Sequence[str], block_rows: int) -> Iterato
         if not file.metadata.num_rows or len(chosen) < len(set(wanted)):
             yield file.schema_arrow.empty_table()
             return
+        found = 0
         for batch in file.iter_batches(block_rows, columns=chosen):
+            found += batch.num_rows
             yield pa.Table.from_batches([batch])
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _failure(url, error) from error
+    if found != file.metadata.num_rows:
+        raise InputError(f"{url}: damaged: {file.metadata.num_rows} rows by its footer, {found} in its row groups")
 
 
 def read_detections(url: str, columns: Columns) -> Detections:

@@ -466,6 +466,10 @@ def open_reader(url: str, buffer_bytes: int = 32 * 1024, size_bytes: int | None 
     return io.BufferedReader(_RangeFile(url, stat(url).size_bytes if size_bytes is None else size_bytes), buffer_bytes)
 
 
+ARROW_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
+"""What Arrow raises of a file or a store; pyarrow decodes the names of damaged columns by itself."""
+
+
 def arrow_failure(url: str, error: Exception) -> InputError | StorageError:
     """What an error of Arrow means: the store did not answer, or the file is damaged.
 

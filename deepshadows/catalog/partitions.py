@@ -73,7 +73,7 @@ def read_table(url: str, columns: list[str] | None = None) -> pa.Table:
     with storage.open_arrow(url) as file:
         try:
             return pq.ParquetFile(file).read(columns)
-        except (pa.ArrowException, OSError) as error:
+        except storage.ARROW_ERRORS as error:
             raise storage.arrow_failure(url, error) from error
 
 

@@ -70,7 +70,7 @@ def read_scores(source: ScoreSource, columns: list[str] | None = None) -> pa.Tab
         try:
             parquet = pq.ParquetFile(file)
             table = parquet.read(columns)
-        except (pa.ArrowException, OSError) as error:
+        except storage.ARROW_ERRORS as error:
             failure = storage.arrow_failure(source.url, error)
             if isinstance(failure, InputError):
                 failure = InputError(_changed(source, f"it cannot be read ({error})"))

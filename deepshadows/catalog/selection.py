@@ -138,7 +138,7 @@ class Selection:
             table = fragment.to_table(schema=self.schema, columns=self._needed, filter=self._filter)
         except FileNotFoundError:
             raise
-        except (pa.ArrowException, OSError) as error:
+        except storage.ARROW_ERRORS as error:
             raise storage.arrow_failure(url, error) from error
         if self.cone is not None:
             table = table.filter(pa.array(self.cone.holds(table)))

@@ -91,7 +91,7 @@ def known_receipts(run: str, fingerprint: str, listing: pa.Table) -> pa.Table:
         try:
             part = pq.read_table(storage.open_arrow(entry.url), page_checksum_verification=True)
             part.validate(full=True)
-        except (pa.ArrowException, OSError) as error:
+        except storage.ARROW_ERRORS as error:
             raise storage.arrow_failure(entry.url, error) from error
         if part.schema.equals(_SCHEMA) and (part.schema.metadata or {}).get(_FINGERPRINT, b"") == fingerprint.encode():
             parts.append(part.replace_schema_metadata(None))

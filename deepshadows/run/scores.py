@@ -158,7 +158,7 @@ def _footer_receipt(run: str, unit: str, fingerprint: str) -> Receipt:
     try:
         with storage.open_arrow(url) as file:
             footer = pq.read_schema(file).metadata or {}
-    except (pa.ArrowException, OSError) as error:
+    except storage.ARROW_ERRORS as error:
         raise storage.arrow_failure(url, error) from error
     if footer.get(b"deepshadows.fingerprint") != fingerprint.encode():
         raise InputError(f"{url}: belongs to another run; give another --output")

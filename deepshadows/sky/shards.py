@@ -135,7 +135,7 @@ def open_shard(url: str) -> pq.ParquetFile:
     """A shard's Parquet file, read by ranges; a damaged or foreign one is an `InputError`."""
     try:
         file = pq.ParquetFile(storage.open_arrow(url), memory_map=False, pre_buffer=True)
-    except (pa.ArrowException, OSError) as error:
+    except storage.ARROW_ERRORS as error:
         raise storage.arrow_failure(url, error) from error
     names = file.schema_arrow.names
     if "image" not in names or "object_id" not in names:
@@ -283,7 +283,7 @@ def _whole(url: str) -> pa.Table:
     check_row_groups(file, url, 0, file.metadata.num_rows)
     try:
         return file.read()
-    except (pa.ArrowException, OSError) as error:
+    except storage.ARROW_ERRORS as error:
         raise storage.arrow_failure(url, error) from error
 
 

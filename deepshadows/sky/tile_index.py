@@ -205,7 +205,7 @@ def _write_journal(part: str, scanned: list[_Scanned]) -> None:
 def _read_journal(part: str) -> Iterator[_Scanned]:
     try:
         rows = pq.read_table(storage.open_arrow(part)).to_pylist()
-    except (pa.ArrowException, OSError) as error:
+    except storage.ARROW_ERRORS as error:
         raise storage.arrow_failure(part, error) from error
     for row in rows:
         found = ((tile, band, _source(fields)) for tile, band, fields in json.loads(row["found"]))

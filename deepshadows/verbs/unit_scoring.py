@@ -158,7 +158,7 @@ def _shard_parts(unit: Unit, geometry: Geometry, settings: Classify) -> Iterator
                 images, flags = bring_to_field(part.images, np.full(len(part), part.fov_arcsec), geometry)
                 part = replace(part, images=images, flags=part.flags | flags)
             yield part
-    except (pa.ArrowException, OSError) as error:
+    except storage.ARROW_ERRORS as error:
         raise storage.arrow_failure(unit.url, error) from error
 
 

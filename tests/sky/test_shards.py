@@ -188,3 +188,12 @@ def test_a_damaged_npz_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 nonsense")
     with pytest.raises(InputError, match="npz"):
         read_npz(str(tmp_path / "a.npz"), GEOMETRY)
+
+
+def test_a_column_name_that_is_no_text_is_an_error(tmp_path: Path) -> None:
+    """pyarrow decodes it, outside its own errors (found by the fuzzer)."""
+    path = tmp_path / "a.parquet"
+    write_shard(str(path), cutouts_of(3, labelled=False))
+    path.write_bytes(path.read_bytes().replace(b"object_id", b"\xc5bject_id"))
+    with pytest.raises(InputError, match="not a readable Parquet file"):
+        open_shard(str(path))

@@ -27,7 +27,7 @@ BATCH_ROWS = 128
 def _open(url: str, settings: Settings) -> pq.ParquetFile:
     try:
         file = pq.ParquetFile(storage.open_arrow(url), memory_map=False)
-    except (pa.ArrowException, OSError) as error:
+    except storage.ARROW_ERRORS as error:
         raise storage.arrow_failure(url, error) from error
     names = file.schema_arrow.names
     if lacking := [name for name in (settings.image_column, settings.id_column) if name not in names]:
@@ -112,7 +112,7 @@ def _cells(file: pq.ParquetFile, source: Source, columns: list[str]) -> Iterator
                     yield from enumerate(cells, start=row + low)
                     row += batch.num_rows
             start += count
-    except (pa.ArrowException, OSError) as error:
+    except storage.ARROW_ERRORS as error:
         raise storage.arrow_failure(source.url, error) from error
 
 

@@ -117,7 +117,7 @@ def _from_shard(unit: Unit, objects: list[Wanted], geometry: Geometry) -> dict[W
         for row, table in _single_rows(file, sorted(by_row)):
             part = cutouts_from_table(table, unit.url)
             found[by_row[row]] = bring_to_field(part.images, np.full(1, part.fov_arcsec), geometry)[0][0]
-    except (pa.ArrowException, OSError) as error:
+    except storage.ARROW_ERRORS as error:
         raise storage.arrow_failure(unit.url, error) from error
     return found
 

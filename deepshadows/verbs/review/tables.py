@@ -86,5 +86,5 @@ def _row_groups(url: str, columns: Sequence[str]) -> Iterator[pa.Table]:
                 )
             for number in range(file.metadata.num_row_groups):
                 yield file.read_row_group(number, list(columns)).replace_schema_metadata(None)
-    except (pa.ArrowException, OSError) as error:
+    except storage.ARROW_ERRORS as error:
         raise storage.arrow_failure(url, error) from error

@@ -110,12 +110,14 @@ def _read_fits(url: str) -> pa.Table:
 
 
 def check_columns(table: pa.Table, url: str, wanted: Sequence[str]) -> None:
-    """An `InputError` where a table lacks one of its columns of identifiers and positions."""
+    """An `InputError` where a table lacks one of its columns of identifiers and positions, or has it twice."""
     if lacking := [name for name in wanted if name not in table.column_names]:
         raise InputError(
             f"{url}: no column {', '.join(lacking)}; it has {', '.join(table.column_names[:20])}; "
             "name them with --id-column, --ra-column, --dec-column"
         )
+    if twice := [name for name in wanted if table.column_names.count(name) > 1]:
+        raise InputError(f"{url}: column {', '.join(twice)} is there more than once; rename or leave out the others")
 
 
 def list_tables(url: str) -> list[storage.StoredObject]:

@@ -106,3 +106,10 @@ def test_a_footer_that_promises_other_rows_than_there_are_is_an_error(tmp_path: 
             except Failure:
                 refused += 1
     assert refused
+
+
+def test_a_column_that_is_there_twice_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    path.write_text("object_id,ra,dec,ra\n1,10.0,0.0,20.0\n")
+    with pytest.raises(InputError, match="column ra is there more than once"):
+        read_detections(str(path), Columns())

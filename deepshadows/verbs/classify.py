@@ -92,11 +92,12 @@ def _score(settings: Classify, target: str, record: RunRecord, ledger: Ledger) -
     arguments = settings, target, record.run, record.fingerprint, placement.threads, placement.device
     pool = ScorerPool(UnitScorer, arguments, placement, settings.no_progress_s)
     units = open_units(target, record, ledger)
-    rows = (row or _given_up(target, Unit(**unit)) for unit, row in pool.results(units))
-    for row in track(rows, "scoring units", ledger.units_open, ScoringNote()):
-        if failure := row.pop("failure"):
-            raise StorageError(f"{failure}; when the store answers, run the same command again to go on")
-        yield Receipt(**row)
+    with closing(pool.results(units)) as results:
+        rows = (row or _given_up(target, Unit(**unit)) for unit, row in results)
+        for row in track(rows, "scoring units", ledger.units_open, ScoringNote()):
+            if failure := row.pop("failure"):
+                raise StorageError(f"{failure}; when the store answers, run the same command again to go on")
+            yield Receipt(**row)
 
 
 def _given_up(target: str, unit: Unit) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -112,7 +112,7 @@ class ScorerPool:
         self._again: deque[UnitRow] = deque()
         self._deaths: Counter[str] = Counter()
 
-    def results(self, units: Iterable[UnitRow]) -> Iterator[tuple[UnitRow, dict[str, Any] | None]]:
+    def results(self, units: Iterable[UnitRow]) -> Generator[tuple[UnitRow, dict[str, Any] | None]]:
         """Each unit with what its scorer returned, as they come; None where scorers died of it again and again.
 
         The actors end with the iterator.
@@ -135,9 +135,10 @@ class ScorerPool:
             last_line = str(error).strip().splitlines()[-1]
             raise Failure(f"scoring stopped: {last_line}; run the same command again to go on") from error
         finally:
-            with contextlib.suppress(ray.exceptions.RayError):  # the cluster is gone, and they with it
-                for scorer in self._scorers:
-                    ray.kill(scorer.actor)
+            if ray.is_initialized():  # else ray.kill would start a Ray of its own
+                with contextlib.suppress(ray.exceptions.RayError):  # the cluster is gone, and they with it
+                    for scorer in self._scorers:
+                        ray.kill(scorer.actor)
 
     def _await_start(self, scorer: _Scorer) -> None:
         scorer.ready = False

@@ -33,8 +33,9 @@ def in_order(task: Any, items: Iterable[tuple[Any, ...]], limit: int | None = No
                 return
             yield _result(pending.popleft())
     finally:
-        for reference in pending:
-            ray.cancel(reference, force=False)
+        if ray.is_initialized():  # else ray.cancel would start a Ray of its own
+            for reference in pending:
+                ray.cancel(reference, force=False)
 
 
 def _result(reference: Any) -> Any:

@@ -379,6 +379,7 @@ def test_a_full_disk_stops_the_run_with_a_clear_error_and_loses_nothing(checkpoi
             full = subprocess.run(arguments, stdout=file, stderr=file, timeout=240, check=False)
         assert full.returncode == 1, said.read_text()
         assert "No space left" in said.read_text()
+        assert "Started a local Ray" not in said.read_text(), "one Ray is enough, and nothing ends the other"
         assert not (disk / "run" / "manifest.json").exists()
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
         with said.open("w") as file:

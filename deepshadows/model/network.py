@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.utils import skip_init
 
+from deepshadows.model import block
 from deepshadows.settings import Trainable
 
 SIZE_PIX = 64
@@ -97,7 +98,9 @@ class DeepShadowsNet(nn.Module):
         Tensor
             Shape (N,); larger is more like a low-surface-brightness galaxy. With several outputs (N, outputs).
         """
-        return self.from_last_activation(self.last_activation(x_NCHW))
+        for conv, norm in self.blocks():
+            x_NCHW = self._block(x_NCHW, conv, norm)
+        return self._logits(x_NCHW)
 
     def last_activation(self, x_NCHW: Tensor) -> Tensor:
         """What the last convolution sees, after its ReLU: shape (N, 64, 16, 16)."""
@@ -108,16 +111,26 @@ class DeepShadowsNet(nn.Module):
 
     def hidden_layer(self, x_NCHW: Tensor) -> Tensor:
         """What the last layer takes: shape (N, 1024)."""
-        return self._hidden_after(self.last_activation(x_NCHW))
+        *_, (_, norm) = self.blocks()
+        return self._hidden(self._end_of_block(self.last_activation(x_NCHW), norm))
 
     def from_last_activation(self, a_NCHW: Tensor) -> Tensor:
         """Logits that follow from the result of `last_activation`."""
-        logits_NO: Tensor = self.output(self._hidden_after(a_NCHW))
+        *_, (_, norm) = self.blocks()
+        return self._logits(self._end_of_block(a_NCHW, norm))
+
+    def _logits(self, x_NCHW: Tensor) -> Tensor:
+        logits_NO: Tensor = self.output(self._hidden(x_NCHW))
         return logits_NO.squeeze(1) if self.output.out_features == 1 else logits_NO
 
-    def _hidden_after(self, a_NCHW: Tensor) -> Tensor:
-        *_, (_, norm) = self.blocks()
-        return torch.relu(self.hidden(self._end_of_block(a_NCHW, norm).flatten(1)))
+    def _hidden(self, x_NCHW: Tensor) -> Tensor:
+        return torch.relu(self.hidden(x_NCHW.flatten(1)))
+
+    def _block(self, x_NCHW: Tensor, conv: nn.Conv2d, norm: BatchNorm) -> Tensor:
+        a_NCHW = conv(x_NCHW)
+        if self.dropout.training and norm.training and block.takes(a_NCHW, norm):
+            return block.end_of_block(a_NCHW, norm, self.dropout.p)
+        return self._end_of_block(torch.relu(a_NCHW), norm)
 
     def _end_of_block(self, a_NCHW: Tensor, norm: BatchNorm) -> Tensor:
         x_NCHW: Tensor = self.dropout(self.pool(norm(a_NCHW)))
@@ -195,4 +208,6 @@ def l2_terms(net: DeepShadowsNet, l2_conv: float, l2_dense: float) -> list[tuple
 
 def l2_penalty(net: DeepShadowsNet, l2_conv: float, l2_dense: float) -> Tensor:
     """Keras' kernel regularisation: the sum of factor * sum(w^2) over `l2_terms`, a scalar."""
-    return torch.stack([factor * kernel.square().sum() for kernel, factor in l2_terms(net, l2_conv, l2_dense)]).sum()
+    return torch.stack(
+        [factor * kernel.flatten().dot(kernel.flatten()) for kernel, factor in l2_terms(net, l2_conv, l2_dense)]
+    ).sum()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from deepshadows.model import adadelta
 from deepshadows.model.augmentation import observed_anew, turned
 from deepshadows.model.checkpoint import fill, weights_of
 from deepshadows.model.last_layer import fit_output
@@ -322,5 +323,7 @@ def _optimizer(net: DeepShadowsNet, recipe: Recipe) -> torch.optim.Optimizer:
     """The L2 penalty is part of the loss, so no optimizer decays weights by itself."""
     learning = [parameter for parameter in net.parameters() if parameter.requires_grad]
     if recipe.optimizer == "adadelta":
-        return torch.optim.Adadelta(learning, lr=recipe.learning_rate, rho=0.95, eps=1e-7)
+        in_c = adadelta.available() and all(parameter.device.type == "cpu" for parameter in learning)
+        kind = adadelta.Adadelta if in_c else torch.optim.Adadelta
+        return kind(learning, lr=recipe.learning_rate, rho=0.95, eps=1e-7)
     return torch.optim.AdamW(learning, lr=recipe.learning_rate, weight_decay=0.0, fused=True)

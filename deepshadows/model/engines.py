@@ -170,7 +170,7 @@ def exact_cpu(net: DeepShadowsNet, uncertainty: Uncertainty | None = None, *, th
     """The reference: eager fp32, one fixed batch shape.
 
     Measured (torch 2.13, Zen 4): equal bit for bit under any order of the rows, for batches of 32 to 256 and for
-    1 or 2 threads; only the order and the number of rows vary here, and the tests hold those.
+    A lane has one thread, so only the order and the number of rows vary here, and the tests hold those.
     """
     net = net.eval().requires_grad_(False)
     return torch_cpu(

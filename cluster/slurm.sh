@@ -17,11 +17,11 @@ if [ $# -eq 0 ]; then
 fi
 
 # Other users share the network: nobody joins without this job's token. The folder must be one that all nodes see.
-# It goes by the job, so that a start that Slurm killed leaves nothing that the next one would not clear away.
+# It goes by the job and its start, so that what a start that Slurm killed has left is cleared away by the next one.
 umask 077
-scratch="${DEEPSHADOWS_SCRATCH:-$HOME}/deepshadows-job-${SLURM_CLUSTER_NAME:-slurm}-$SLURM_JOB_ID"
-rm -rf "$scratch"
-mkdir "$scratch"
+job="${DEEPSHADOWS_SCRATCH:-$HOME}/deepshadows-job-${SLURM_CLUSTER_NAME:-slurm}-$SLURM_JOB_ID"
+if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then rm -rf "$job"-*; fi
+scratch=$(mktemp -d "$job-XXXXXX")
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK" # srun does not take it over from sbatch
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$scratch/token" RAY_USAGE_STATS_ENABLED=0
 python -c 'import secrets; print(secrets.token_hex(32))' >"$RAY_AUTH_TOKEN_PATH"
@@ -32,7 +32,7 @@ port=$((20000 + SLURM_JOB_ID % 10000))
 options=(--num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" --disable-usage-stats --block)
 
 # No `ray stop` anywhere: it would end every Ray of this user on the machine. The steps are ended instead.
-trap 'rm -rf "$scratch"; kill $(jobs -p) 2>/dev/null; wait' EXIT
+trap 'rm -rf "$scratch" || true; kill $(jobs -p) 2>/dev/null || true; wait || true' EXIT
 srun --nodes=1 --ntasks=1 --nodelist="$head" ray start --head --node-ip-address="$address" --port="$port" \
     --include-dashboard=false "${options[@]}" >&2 &
 if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then

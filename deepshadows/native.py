@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -26,7 +27,7 @@ def load(sources: tuple[Path, ...], flags: tuple[str, ...]) -> ctypes.CDLL:
     """The shared library of some C files: from the cache, or compiled (0.6 s) and kept there for the next process.
 
     The cache is `$XDG_CACHE_HOME/deepshadows` or `~/.cache/deepshadows`, the user's alone; where it cannot be used,
-    every process compiles for itself. The name of a library hashes sources, flags and compiler.
+    every process compiles for itself. The name of a library hashes sources, flags, the compiler's path and the CPU.
 
     Raises
     ------
@@ -37,7 +38,8 @@ def load(sources: tuple[Path, ...], flags: tuple[str, ...]) -> ctypes.CDLL:
     if program is None:
         raise CannotCompileError(f"no C compiler: {compiler[0]} is not on the PATH; install gcc or set CC")
     command = [program, *compiler[1:], *FLAGS, *flags]
-    digest = hashlib.sha256(b"\0".join([*map(str.encode, command), *(source.read_bytes() for source in sources)]))
+    parts = [*map(str.encode, command), *(source.read_bytes() for source in sources), _cpu()]
+    digest = hashlib.sha256(b"\0".join(parts))
     name = f"{sources[0].stem}-{digest.hexdigest()[:20]}.so"
     with contextlib.suppress(OSError, RuntimeError):  # no home, none there yet, or a disk that nothing is run from
         return ctypes.CDLL(str(_cache() / name))
@@ -50,6 +52,17 @@ def load(sources: tuple[Path, ...], flags: tuple[str, ...]) -> ctypes.CDLL:
             return ctypes.CDLL(str(made))
         except OSError as error:
             raise CannotCompileError(f"what {program} made cannot be loaded: {error}") from error
+
+
+def _cpu() -> bytes:
+    """What may differ between machines that share a home, where the user's own flags make use of it."""
+    lines = Path("/proc/cpuinfo")
+    flags = (
+        [line for line in lines.read_text().splitlines() if line.startswith(("flags", "Features"))]
+        if lines.exists()
+        else []
+    )
+    return "\n".join([platform.machine(), *flags[:1]]).encode()
 
 
 def _cache() -> Path:

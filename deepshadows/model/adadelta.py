@@ -47,9 +47,11 @@ class Adadelta(torch.optim.Optimizer):
         if gradient.stride() != parameter.stride():
             gradient = torch.empty_like(parameter).copy_(gradient)
         tensors = (parameter, gradient, state["square_avg"], state["acc_delta"])
+        assert all(tensor.dtype == torch.float32 and tensor.stride() == parameter.stride() for tensor in tensors)
         pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
         numbers = [ctypes.c_float(group[name]) for name in ("lr", "rho", "eps")]
         in_threads(parameter.numel(), partial(_run, [*pointers, *numbers]))
+        torch.autograd.graph.increment_version(parameter)
 
 
 def _run(arguments: list[Any], start: int, stop: int) -> None:

@@ -13,14 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-from deepshadows.model.compiled import in_threads, library
+from deepshadows.model.compiled import in_threads, library, refusal
 
 SOURCE = Path(__file__).with_name("block.c")
 CHANNELS = (16, 32, 64)
 """Numbers that the C has a loop for."""
 CHANCES = 1 << 16
+FLAGS: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.bfloat16: ("-DBF16",)}
 
 
 def takes(a_NCHW: Tensor, norm: BatchNorm) -> bool:
@@ -28,6 +30,8 @@ def takes(a_NCHW: Tensor, norm: BatchNorm) -> bool:
     return (
         a_NCHW.device.type == "cpu"
         and a_NCHW.shape[1] in CHANNELS
+        and a_NCHW.shape[2] % 2 == a_NCHW.shape[3] % 2 == 0
+        and len(a_NCHW) > 0
         and type(norm) is torch.nn.BatchNorm2d
         and _library(a_NCHW.dtype) is not None
     )
@@ -89,6 +93,7 @@ class _EndOfBlock(torch.autograd.Function):
         return pooled
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         a_NCHW, codes, weight, mean, inverse = ctx.saved_tensors
         back = grad_outputs[0].to(a_NCHW.dtype).contiguous(memory_format=torch.channels_last)
@@ -144,5 +149,12 @@ def _work(a_NCHW: Tensor, name: str, of: dict[str, Tensor], tensors: Sequence[Te
 
 def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
     """The C for values of this type; None where there is no compiler, or no such type."""
-    kinds: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.bfloat16: ("-DBF16",)}
-    return library(SOURCE, *kinds[dtype]) if dtype in kinds else None
+    return library(SOURCE, *FLAGS[dtype]) if dtype in FLAGS else None
+
+
+def arithmetic(device: str, dtype: torch.dtype) -> str:
+    """What does it on that device, for the record: C or torch, and why not C on a CPU."""
+    if torch.device(device).type != "cpu":
+        return "torch"
+    reason = refusal(SOURCE, *FLAGS[dtype])
+    return f"torch, {reason}" if reason else "C"

@@ -49,6 +49,7 @@ class Training(_Frozen):
     epochs: int = Field(description="Epochs trained.")
     kept_epoch: int = Field(description="Epoch whose weights these are, from 1.")
     from_weights_sha256: str | None = Field(None, description="Weights that training started from.")
+    arithmetic: str = Field("", description="What computed the steps: C; or torch, and on a CPU why not C.")
 
 
 class Evaluation(_Frozen):

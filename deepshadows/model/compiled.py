@@ -27,15 +27,26 @@ INSTRUCTIONS = {
 """Names of torch, and what the compiler is told where the CPU has them all; the first that fits counts."""
 
 
-@cache
 def library(source: Path, *flags: str) -> CDLL | None:
-    """The functions of a file; None where there is no compiler."""
+    """The functions of a file; None where it cannot be compiled."""
+    found = _compiled(source, *flags)
+    return found if isinstance(found, CDLL) else None
+
+
+def refusal(source: Path, *flags: str) -> str:
+    """Why it cannot be compiled; empty where it can."""
+    found = _compiled(source, *flags)
+    return "" if isinstance(found, CDLL) else found
+
+
+@cache
+def _compiled(source: Path, *flags: str) -> CDLL | str:
     has = torch.cpu.get_capabilities()
     fits = next(told for names, told in INSTRUCTIONS.items() if all(has.get(name, False) for name in names))
     try:
         return native.load((source,), ("-fno-trapping-math", "-fno-math-errno", *fits, *flags))
-    except native.CannotCompileError:
-        return None
+    except native.CannotCompileError as error:
+        return str(error)
 
 
 def in_threads(count: int, work: Callable[[int, int], None]) -> None:

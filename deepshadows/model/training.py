@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from deepshadows.model import adadelta
+from deepshadows.model import adadelta, block
 from deepshadows.model.augmentation import observed_anew, turned
 from deepshadows.model.checkpoint import fill, weights_of
 from deepshadows.model.last_layer import fit_output
@@ -140,7 +140,10 @@ class Learner:
             if device.type == "cuda":
                 module = nn.SyncBatchNorm.convert_sync_batchnorm(self.net)  # type: ignore[no-untyped-call]
             self._model = DistributedDataParallel(module)
-        self._optimizer = _optimizer(self.net, self.recipe)
+        in_c = torch.tensor(int(device.type == "cpu" and adadelta.available()), device=device)
+        if self.place.workers > 1:  # all in the same way: replicas that round differently drift apart
+            torch.distributed.all_reduce(in_c, torch.distributed.ReduceOp.MIN)
+        self._optimizer = _optimizer(self.net, self.recipe, in_c=bool(in_c))
 
     @property
     def finished(self) -> bool:
@@ -259,6 +262,7 @@ class Learner:
             learning_rate=self._optimizer.param_groups[0]["lr"],
             images_per_s=images_per_s,
             workers=self.place.workers,
+            arithmetic=block.arithmetic(self.place.device, getattr(torch, self.recipe.precision)),
         )
 
     def logits(self, rows: NDArray[np.intp]) -> NDArray[np.float32]:
@@ -319,11 +323,10 @@ def refresh_norms(net: DeepShadowsNet, images: NDArray[np.uint8]) -> None:
     net.load_state_dict(plain.state_dict())
 
 
-def _optimizer(net: DeepShadowsNet, recipe: Recipe) -> torch.optim.Optimizer:
+def _optimizer(net: DeepShadowsNet, recipe: Recipe, *, in_c: bool) -> torch.optim.Optimizer:
     """The L2 penalty is part of the loss, so no optimizer decays weights by itself."""
     learning = [parameter for parameter in net.parameters() if parameter.requires_grad]
     if recipe.optimizer == "adadelta":
-        in_c = adadelta.available() and all(parameter.device.type == "cpu" for parameter in learning)
         kind = adadelta.Adadelta if in_c else torch.optim.Adadelta
         return kind(learning, lr=recipe.learning_rate, rho=0.95, eps=1e-7)
     return torch.optim.AdamW(learning, lr=recipe.learning_rate, weight_decay=0.0, fused=True)

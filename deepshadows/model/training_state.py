@@ -34,6 +34,8 @@ class Epoch:
     images_per_s: float
     workers: int = 1
     """Processes that shared the epoch."""
+    arithmetic: str = ""
+    """What computed the steps: C; or torch, and on a CPU why not C."""
 
 
 @dataclass(frozen=True)

@@ -210,6 +210,7 @@ def _commit(order: Order, state: State, plan: Plan, data: TrainingSet) -> Card:
             epochs=len(state.log),
             kept_epoch=state.kept_epoch,
             from_weights_sha256=plan.from_weights_sha256,
+            arithmetic=state.log[-1].arithmetic,
         ),
         software=software_versions(),
     )
@@ -252,5 +253,6 @@ def lines_of(trained: Trained) -> list[str]:
         *data.notes,
         f"trained on {made.rows - made.validation_rows} cut-outs, validated on {made.validation_rows} ({counts})",
         *([f"left out: {left_out}"] if left_out else []),
+        *([f"steps by {made.arithmetic}: C takes half the time"] if made.arithmetic.startswith("torch,") else []),
         f"epoch {made.kept_epoch} of {made.epochs} kept{stopped}",
     ]

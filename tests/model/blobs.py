@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
 from numpy.typing import NDArray
 
 from deepshadows.model.network import DeepShadowsNet
 from deepshadows.sky.shards import Cutouts
+
+NEEDS_COMPILER = pytest.mark.skipif(
+    shutil.which(shlex.split(os.environ.get("CC") or "cc")[0]) is None, reason="no C compiler"
+)
+"""Where there is one, C that it does not take is a failure, not a reason to skip."""
 
 
 def blobs(count: int, seed: int = 1) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:

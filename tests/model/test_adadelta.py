@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from deepshadows.model import adadelta
+from tests.model.blobs import NEEDS_COMPILER
 
-pytestmark = pytest.mark.skipif(not adadelta.available(), reason="no C compiler")
+pytestmark = NEEDS_COMPILER
 SETTINGS = {"lr": 0.1, "rho": 0.95, "eps": 1e-7}
 
 

@@ -88,11 +88,15 @@ def scorer_rate(precision: str, images: np.ndarray) -> tuple[float, float, str]:
     return count / (time.perf_counter() - started), (time.process_time() - cpu_s) / count, scorer.engine
 
 
-def machine() -> str:
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )
+def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Processors, memory and versions; the name alone is the same for several generations."""
+    lines = (line.partition(":") for line in cpuinfo.read_text().splitlines())
+    said: dict[str, str] = {}
+    for name, _, value in lines:
+        said.setdefault(name.strip(), value.strip())
+    model = said.get("model name", platform.processor())
+    if {"cpu family", "model"} <= said.keys():
+        model += f" (family {said['cpu family']}, model {said['model']})"
     memory_gib = psutil.virtual_memory().total / 2**30
     versions = ", ".join(f"{name} {version}" for name, version in software_versions().items())
     return f"{os.cpu_count()} x {model}, {memory_gib:.0f} GiB, {platform.system()}; {versions}"

@@ -4,7 +4,7 @@
 
 Runs of score objects as `classify` leaves them are written first (they are not timed); each report is a process of its
 own, so that its highest memory is that of the report alone. Asserted: every row is counted, pages of all sizes are
-alike, and 100 times the rows do not take twice the memory.
+alike, and 100 times the rows do not take twice the memory. Rewrites its section of RESULTS.md and its figures.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,8 @@ from deepshadows.run.manifest import Manifest, ScoreObject, manifest_url, write_
 from deepshadows.run.scores import commit, committed, score_table, score_url
 from deepshadows.run.units import make_unit
 from deepshadows.schema import Flag
+from tests.benchmarks.bench_classify import machine
+from tests.benchmarks.results import write_figures, write_section
 
 UNIT_ROWS = 20_000
 FINGERPRINT = "f" * 64
@@ -115,10 +116,16 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000])
     parser.add_argument("--truth", action="store_true", help="also with a truth table")
     wanted = parser.parse_args()
-    names = ("deepshadows", "pyarrow", "numpy", "matplotlib")
-    print(f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores,", end=" ")
-    print(", ".join(f"{name} {version(name)}" for name in names))
-    print(f"{'rows':>10} {'truth':>6} {'seconds':>8} {'rows/s':>10} {'MiB':>6} {'page MB':>8}")
+    where = f"{machine()}, matplotlib {version('matplotlib')}"
+    print(where, flush=True)
+    lines = [
+        f"`python -m tests.benchmarks.bench_report{' --truth' if wanted.truth else ''}`; {where}; load average "
+        f"{os.getloadavg()[0]:.0f} when it began. Each report is a process of its own, its start included.",
+        "",
+        "| rows | truth table | seconds | rows/s | peak memory, MiB | page, MB |",
+        "|---|---|---|---|---|---|",
+    ]
+    figures: dict[str, object] = {"machine": where}
     found = []
     for count in wanted.rows:
         with tempfile.TemporaryDirectory() as folder:
@@ -129,12 +136,20 @@ def main() -> None:
                 told, seconds, mib = measure(words)
                 assert told["rows_planned"] == told["rows_scored"] + told["rows_unscored"] == count
                 page_mb = told["page_bytes"] / 1e6
-                line = f"{count:>10} {'yes' if truth else 'no':>6} {seconds:>8.1f} {count / seconds:>10.0f}"
-                print(f"{line} {mib:>6.0f} {page_mb:>8.2f}", flush=True)
+                cells = [f"{count:,}", "yes" if truth else "no", f"{seconds:.1f}", f"{count / seconds:,.0f}"]
+                lines.append(f"| {' | '.join(cells)} | {mib:,.0f} | {page_mb:.2f} |")
+                print(lines[-1], flush=True)
+                figures[f"{count}{' truth' if truth else ''}"] = {
+                    "seconds": round(seconds, 2),
+                    "peak_mib": round(mib),
+                    "page_mb": round(page_mb, 3),
+                }
                 if not truth:
                     found.append((mib, page_mb))
     assert max(mib for mib, _ in found) < 2 * min(mib for mib, _ in found), "memory grows with the rows"
     assert max(page for _, page in found) < 2 * min(page for _, page in found), "the page grows with the rows"
+    write_section("Report of a run", lines)
+    write_figures("report", figures)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """How fast `publish` writes a catalogue, how large it becomes, how much memory that takes, and what a selection reads.
 
     python -m tests.benchmarks.bench_publish [--rows 10000000] [--rounds 3] [--where /some/disk]
+        [--sizes 1000000 10000000]
 
 A survey of overlapping tiles is simulated as finished units, published, and validated by `hats` (`publish` does that
 itself). Asserts that no row is lost and that the standard columns take at most 65 B a row. Prints one JSON object and
-rewrites its section of RESULTS.md.
+rewrites its section of RESULTS.md. With `--sizes` a survey of each of the two sizes is published instead, by a process
+of its own, and a section says how seconds, memory and bytes grow, and what a billion rows take on the lines through
+both.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
 import platform
 import shutil
 import statistics
@@ -19,6 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,10 +40,14 @@ from deepshadows.run.scores import score_table, score_url
 from deepshadows.settings import Publish, Select
 from deepshadows.verbs import publish
 from deepshadows.verbs import select as select_verb
-from tests.benchmarks.results import write_section
+from tests.benchmarks.bench_classify import machine
+from tests.benchmarks.results import write_figures, write_section
 
 UNIT_ROWS = 20_000
 MOST_BYTES_A_ROW = 65
+BILLION = 10**9
+KINDS = ("", "margin_", "index_")
+MEASURED = ("rows_per_s", *(f"{kind}bytes_per_row" for kind in KINDS), "peak_gib")
 
 
 def unit_table(number: int, units: int) -> pa.Table:
@@ -142,7 +151,7 @@ def selections(catalog: str, folder: str) -> dict[str, Any]:
 def report(result: dict[str, Any]) -> list[str]:
     """The lines of RESULTS.md."""
     each = ", ".join(f"{rate:,.0f}" for rate in result["rows_per_s_of_rounds"])
-    sizes = (result[f"{kind}bytes_per_row"] for kind in ("", "margin_", "index_"))
+    sizes = (result[f"{kind}bytes_per_row"] for kind in KINDS)
     peak = result["peak_gib"]
     lines = [
         f"`python -m tests.benchmarks.bench_publish --rows {result['rows']}`, {result['machine']}, "
@@ -161,40 +170,100 @@ def report(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def at_a_billion(small: dict[str, Any], large: dict[str, Any]) -> dict[str, float]:
+    """Seconds, GiB and bytes of 10^9 rows on the straight lines through what two sizes took; none falls."""
+
+    def on_the_line(one: float, other: float) -> float:
+        a_row = max(other - one, 0) / (large["rows"] - small["rows"])
+        return other + a_row * (BILLION - large["rows"])
+
+    seconds, written = (
+        [result["rows"] / result["rows_per_s"] for result in (small, large)],
+        [result["rows"] * sum(result[f"{kind}bytes_per_row"] for kind in KINDS) for result in (small, large)],
+    )
+    return {
+        "seconds": round(on_the_line(*seconds)),
+        "peak_gib": round(on_the_line(small["peak_gib"]["all"], large["peak_gib"]["all"]), 2),
+        "driver_gib": round(on_the_line(small["peak_gib"]["driver"], large["peak_gib"]["driver"]), 2),
+        "bytes": round(on_the_line(*written)),
+    }
+
+
+def growth(small: dict[str, Any], large: dict[str, Any], rounds: int) -> list[str]:
+    """The lines of RESULTS.md on two sizes."""
+    billion = at_a_billion(small, large)
+    rows = [
+        f"`python -m tests.benchmarks.bench_publish --sizes {small['rows']} {large['rows']}`; {machine()}; median of "
+        f"{rounds} rounds, a process and a Ray for each size.",
+        "",
+        "| rows | rows/s | seconds | peak memory of all processes, GiB | of the driver | bytes written |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in (small, large):
+        written = result["rows"] * sum(result[f"{kind}bytes_per_row"] for kind in KINDS)
+        rows.append(
+            f"| {result['rows']:,} | {result['rows_per_s']:,.0f} | {result['rows'] / result['rows_per_s']:,.1f} | "
+            f"{result['peak_gib']['all']:.2f} | {result['peak_gib']['driver']:.2f} | {written:,.0f} |"
+        )
+    return [
+        *rows,
+        "",
+        f"A billion rows, on the lines through both (computed, not run): {billion['seconds']:,} s, "
+        f"{billion['peak_gib']} GiB, {billion['driver_gib']} of them in the driver, {billion['bytes'] / 1e9:,.1f} GB.",
+    ]
+
+
+def measured(rows: int, rounds: int, where: str | None, selected: bool = True) -> dict[str, Any]:
+    """Publish a survey of so many rows, some times over."""
+    folder = tempfile.mkdtemp(dir=where)
+    try:
+        write_run(f"{folder}/run", rows)
+        ray.init(address="local", include_dashboard=False, log_to_driver=False)
+        found, peak = [], {}
+        for number in range(rounds):
+            with watched_memory(peak):
+                summary = publish.run(Publish(run=(f"{folder}/run",), catalog=f"{folder}/cat{number}"))
+            found.append(summary.figures)
+            assert summary.figures["rows_published"] == rows // UNIT_ROWS * UNIT_ROWS
+            assert summary.figures["bytes_per_row"] <= MOST_BYTES_A_ROW
+        figures = found[0]
+        return {
+            "rows": figures["rows_published"],
+            "partitions": figures["partitions"],
+            "rows_per_s": statistics.median(entry["rows_per_s"] for entry in found),
+            "rows_per_s_of_rounds": [entry["rows_per_s"] for entry in found],
+            **{f"{kind}bytes_per_row": figures[f"{kind}bytes_per_row"] for kind in KINDS},
+            "peak_gib": {name: round(value, 2) for name, value in peak.items()},
+            "selections": selections(f"{folder}/cat0", folder) if selected else {},
+            "machine": f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} cores",
+            "versions": software_versions() | {"ray": ray.__version__, "python": platform.python_version()},
+        }
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--where", default=None, help="folder to work below")
+    parser.add_argument("--sizes", type=int, nargs=2, help="rows of a small and of a large survey, instead of --rows")
     asked = parser.parse_args()
-    folder = tempfile.mkdtemp(dir=asked.where)
-    try:
-        write_run(f"{folder}/run", asked.rows)
-        ray.init(address="local", include_dashboard=False, log_to_driver=False)
-        rounds, peak = [], {}
-        for number in range(asked.rounds):
-            with watched_memory(peak):
-                summary = publish.run(Publish(run=(f"{folder}/run",), catalog=f"{folder}/cat{number}"))
-            rounds.append(summary.figures)
-            assert summary.figures["rows_published"] == asked.rows // UNIT_ROWS * UNIT_ROWS
-            assert summary.figures["bytes_per_row"] <= MOST_BYTES_A_ROW
-        figures = rounds[0]
-        result = {
-            "rows": figures["rows_published"],
-            "partitions": figures["partitions"],
-            "rows_per_s": statistics.median(entry["rows_per_s"] for entry in rounds),
-            "rows_per_s_of_rounds": [entry["rows_per_s"] for entry in rounds],
-            **{f"{kind}bytes_per_row": figures[f"{kind}bytes_per_row"] for kind in ("", "margin_", "index_")},
-            "peak_gib": {name: round(value, 2) for name, value in peak.items()},
-            "selections": selections(f"{folder}/cat0", folder),
-            "machine": f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} cores",
-            "versions": software_versions() | {"ray": ray.__version__, "python": platform.python_version()},
-        }
+    if asked.sizes is None:
+        result = measured(asked.rows, asked.rounds, asked.where)
         print(json.dumps(result, indent=1))
         write_section("Publish and select", report(result))
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder)
+        return
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        small, large = (
+            pool.submit(measured, rows, asked.rounds, asked.where, False).result() for rows in sorted(asked.sizes)
+        )
+    lines = growth(small, large, asked.rounds)
+    print("\n".join(lines))
+    write_section("Publish by the number of rows", lines)
+    figures = {f"{result['rows']}_{name}": result[name] for result in (small, large) for name in MEASURED}
+    write_figures("publish", {**figures, "billion": at_a_billion(small, large), "machine": machine()})
 
 
 if __name__ == "__main__":

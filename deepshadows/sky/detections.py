@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,11 +19,13 @@ from deepshadows import storage
 from deepshadows.outcomes import InputError, StorageError, UsageError
 from deepshadows.schema import Flag
 from deepshadows.settings import Columns
-from deepshadows.sky.fits_files import fits_errors
+from deepshadows.sky.fits_files import fits_errors, unzipped
 from deepshadows.sky.row_groups import open_parquet
 from deepshadows.sky.shards import object_ids, positions
 
 TABLE_SUFFIXES = (".parquet", ".fits", ".fits.gz", ".csv")
+MAX_UNZIPPED_BYTES = 8 << 30
+"""A gzipped table that unpacks to more is not read: some megabytes may promise any number of them."""
 BLOCK_ROWS = 2_000_000
 """Of detections in memory: some 60 MB, and four times that while their tiles are looked up."""
 
@@ -102,12 +105,28 @@ def _ids_as_given(table: pa.Table, name: str) -> pa.Table:
 
 
 def _read_fits(url: str) -> pa.Table:
-    data = io.BytesIO(storage.read(url))
+    data = storage.read(url)
     with fits_errors(url), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        table = Table.read(data, format="fits")
+        table = Table.read(io.BytesIO(_unpacked(data, url)), format="fits")
         table.convert_bytestring_to_unicode()
         return pa.Table.from_pandas(table.to_pandas(), preserve_index=False)
+
+
+def _unpacked(data: bytes, url: str) -> bytes:
+    """The content of what is gzipped, counted before any of it is kept; anything else as it is."""
+    content = unzipped(io.BytesIO(data))
+    if not isinstance(content, gzip.GzipFile):
+        return data
+    unpacked_bytes = 0
+    while piece := content.read(1 << 20):
+        unpacked_bytes += len(piece)
+        if unpacked_bytes > MAX_UNZIPPED_BYTES:
+            raise InputError(
+                f"{url}: unpacks to more than {MAX_UNZIPPED_BYTES >> 30} GiB; split it, or give it as Parquet, which "
+                "is read by parts"
+            )
+    return gzip.decompress(data)
 
 
 def check_columns(table: pa.Table, url: str, wanted: Sequence[str]) -> None:

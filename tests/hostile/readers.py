@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from astropy.table import Table
 
 from deepshadows import storage
 from deepshadows.catalog.collection import Pointer, claim_version, read_pointer, swap
@@ -93,6 +94,14 @@ def _parquet(**columns: list[Any]) -> Callable[[Path], bytes]:
         sink = io.BytesIO()
         pq.write_table(pa.table(columns), sink)
         return sink.getvalue()
+
+    return good
+
+
+def _fits_table(name: str) -> Callable[[Path], bytes]:
+    def good(folder: Path) -> bytes:
+        Table(POSITIONS).write(folder / name)
+        return (folder / name).read_bytes()
 
     return good
 
@@ -204,7 +213,12 @@ def _readers() -> Iterator[tuple[str, Reader]]:
     for name, good in (("shard.parquet", _shard), ("cutouts.npz", _npz)):
         read = lambda folder, name=name: read_cutouts(str(folder / name), Geometry(stretch=DES))  # noqa: E731
         yield name.rpartition(".")[0], Reader(file=name, good=good, read=read, kind=Cutouts)
-    for name, table in (("d.parquet", _parquet(**POSITIONS)), ("d.csv", lambda folder: CSV)):
+    for name, table in (
+        ("d.parquet", _parquet(**POSITIONS)),
+        ("d.csv", lambda folder: CSV),
+        ("d.fits", _fits_table("d.fits")),
+        ("d.fits.gz", _fits_table("d.fits.gz")),
+    ):
         yield f"detections-{name[2:]}", Reader(file=name, good=table, read=_read_detections(name), kind=Detections)
     for name, key, look, kind in (
         ("model.safetensors", "weights_sha256", lambda folder: checkpoint.load(str(folder)), tuple),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import pickle
@@ -9,6 +10,7 @@ import re
 import resource
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +29,7 @@ import deepshadows
 from deepshadows.model import checkpoint, shipped
 from deepshadows.outcomes import InputError
 from deepshadows.settings import Classify, Columns
-from deepshadows.sky import shards
+from deepshadows.sky import detections, shards
 from deepshadows.sky.cutouts import Geometry
 from deepshadows.sky.detections import detection_blocks
 from deepshadows.sky.row_groups import streamed_row_groups
@@ -178,6 +180,23 @@ def test_identifiers_of_any_storage_are_the_same(tmp_path: Path) -> None:
                 [part.object_id for part in detection_blocks(str(tmp_path / "t.parquet"), Columns())]
             )
             assert found.equals(ids)
+
+
+def test_a_gzipped_table_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few kilobytes whose content is counted, and none of it kept."""
+    bomb = tmp_path / "d.fits.gz"
+    with gzip.open(bomb, "wb") as file:
+        for _ in range(64):
+            file.write(bytes(1 << 20))
+    assert bomb.stat().st_size < 100_000
+    monkeypatch.setattr(detections, "MAX_UNZIPPED_BYTES", 32 << 20)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=r"d\.fits\.gz: unpacks to more than .* split it"):
+            list(detection_blocks(str(bomb), Columns()))
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 class Marker:

@@ -20,7 +20,7 @@ from deepshadows.sky.detections import read_detections
 IDS, RA, DEC = [3, 1, 2], [30.5, 359.99999, 0.0], [-30.0, 89.5, -90.0]
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".fits"])
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".fits", ".fits.gz"])
 def test_each_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"d{suffix}"
     table = pa.table({"coadd_object_id": IDS, "RA": RA, "DEC": DEC, "more": [1.0, 2.0, 3.0]})
@@ -36,6 +36,12 @@ def test_each_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
     assert detections.ra.tolist() == RA
     assert detections.dec.tolist() == DEC
     assert detections.flags.tolist() == [0, 0, 0]
+
+
+def test_a_folder_of_gzipped_tables_is_read(tmp_path: Path) -> None:
+    for number in (1, 2):
+        Table({"object_id": [number], "ra": [10.0], "dec": [0.0]}).write(tmp_path / f"{number}.fits.gz")
+    assert read_detections(str(tmp_path), Columns()).object_id.to_pylist() == [1, 2]
 
 
 def test_identifiers_stay_as_given(tmp_path: Path) -> None:

@@ -41,7 +41,11 @@ _FORBIDDEN = re.compile(
     r"InvalidAccessKeyId|SignatureDoesNotMatch|AccessDenied|403 Forbidden|CredentialsNotLoaded"  # obstore
     r"|ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|HTTP response code 403"  # pyarrow
     r"|http://169\.254\.169\.254"  # obstore: no key in the environment, and no role to ask for one
+    r"|ExpiredToken|InvalidToken|TokenRefreshRequired"  # both, of temporary keys
 )
+_RUN_OUT = re.compile("ExpiredToken|TokenRefreshRequired")
+_UNTOLD = re.compile(r"Error performing HEAD .*400 Bad Request|HTTP status 400\) during HeadObject")
+"""obstore and pyarrow: S3 answers 400 to temporary keys that have run out, and says so in a body, which HEAD lacks."""
 _NO_NAME = re.compile("Could not parse path|path component")
 """What the clients say of names that no object can have, with control characters for example."""
 
@@ -140,9 +144,21 @@ def _translated(url: str, doing: str) -> Iterator[None]:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         if "NoSuchBucket" in str(error):
             raise NotFoundError(f"{url}: the bucket does not exist, while {doing}; check the path") from error
-        if _FORBIDDEN.search(str(error)):
-            raise ForbiddenError(_forbidden(url, doing, str(error))) from error
+        answer = _answer(url, error)
+        if _FORBIDDEN.search(answer):
+            raise ForbiddenError(_forbidden(url, doing, answer)) from error
         raise StorageError(f"{url}: {doing} failed: {first_line}") from error
+
+
+def _answer(url: str, error: Exception) -> str:
+    """What the store said; where that was 400 to a HEAD, what it says to a GET."""
+    if _UNTOLD.search(str(error)):
+        store, key = _locate(url)
+        try:
+            obstore.get_range(store, key, start=0, length=1)
+        except (BaseError, OSError) as told:
+            return str(told)
+    return str(error)
 
 
 def _asked(url: str, doing: str, ask: Callable[[], T]) -> T:
@@ -170,10 +186,14 @@ def _forbidden(url: str, doing: str, answer: str) -> str:
             f"{url}: refused while {doing}: the clock of {socket.gethostname()} and that of the store differ by "
             "too much; set the clock, then run the same command again"
         )
-    keys = "key in the environment" if "AWS_ACCESS_KEY_ID" in os.environ else "no key in the environment"
+    if _RUN_OUT.search(answer):
+        keys = "temporary key that has run out"
+    else:
+        keys = "key in the environment" if "AWS_ACCESS_KEY_ID" in os.environ else "no key in the environment"
     return (
         f"{url}: permission denied while {doing} on {socket.gethostname()} ({keys}); check AWS_ACCESS_KEY_ID, "
-        "AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL there, or its role: each node needs its own, none are forwarded"
+        "AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and AWS_ENDPOINT_URL there, or its role: each node needs its own, "
+        "none are forwarded"
     )
 
 
@@ -476,5 +496,7 @@ def arrow_failure(url: str, error: Exception) -> InputError | StorageError:
     Arrow raises OSError for both; only those of the operating system have an errno, and those of S3 name AWS.
     """
     if isinstance(error, OSError) and (error.errno is not None or "AWS Error" in str(error)):
+        if is_s3(url) and _FORBIDDEN.search(answer := _answer(url, error)):
+            return ForbiddenError(_forbidden(url, "reading", answer))
         return StorageError(f"{url}: reading failed: {error}")
     return InputError(f"{url}: not a readable Parquet file: {error}")

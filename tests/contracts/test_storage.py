@@ -6,7 +6,9 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -268,6 +270,70 @@ def test_wrong_credentials_are_forbidden_and_not_repeated(bucket: str, wrong: di
     assert "planted-s3cret" not in done.stdout + done.stderr
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in done.stdout + done.stderr
     assert storage.read(f"{bucket}/a") == b"x"
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A store that answers every request as S3 answers temporary keys that have run out: 400, and why, but to HEAD."""
+
+    protocol_version = "HTTP/1.1"
+    code = ""
+
+    def answer(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = f"<Error><Code>{self.code}</Code><Message>Get another.</Message></Error>".encode()
+        self.send_response(400)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = answer  # noqa: N815 -- names that the server calls
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("code", "forbidden"),
+    [
+        ("ExpiredToken", True),
+        ("ExpiredTokenException", True),
+        ("InvalidToken", True),
+        ("TokenRefreshRequired", True),
+        ("InvalidRequest", False),
+    ],
+)
+def test_temporary_credentials_that_have_run_out_are_forbidden(code: str, forbidden: bool) -> None:
+    """As both clients tell it, obstore's and Arrow's; what is wrong with the request itself is no such thing."""
+    handler = type("Handler", (Refusing,), {"code": code})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        own = {
+            "AWS_ACCESS_KEY_ID": "A",
+            "AWS_SECRET_ACCESS_KEY": "planted-s3cret",
+            "AWS_SESSION_TOKEN": "planted-t0ken",
+        }
+        place = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}", "AWS_REGION": "us-east-1"}
+        done = subprocess.run(
+            [sys.executable, "-c", WRONG, "s3://bucket/a"],
+            env={**os.environ, **own, **place, "AWS_ALLOW_HTTP": "true"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=forbidden,
+        )
+        server.shutdown()
+    if not forbidden:
+        assert "StorageError: s3://bucket/a: reading failed" in done.stderr
+        return
+    lines = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    assert set(lines) == {"read", "write", "create", "replace", "list", "stat", "open", "delete"}
+    for message in lines.values():
+        assert "permission denied" in message
+        assert "AWS_SESSION_TOKEN" in message
+        assert ("run out" in message) == (code != "InvalidToken")
+    assert "planted" not in done.stdout + done.stderr
 
 
 def test_forbidden_is_a_storage_error() -> None:

@@ -125,6 +125,12 @@ def _report(verb: str, work: typing.Callable[[], Summary], as_json: bool) -> int
     """Do the work, print its summary or its error, return the exit code."""
     started = time.monotonic()
     record: dict[str, Any] = {"verb": verb, "exit_code": int(ExitCode.DONE), "output": None}
+
+    def tell() -> None:
+        record["seconds"] = round(time.monotonic() - started, 3)
+        if as_json:
+            click.echo(json.dumps(record))
+
     try:
         summary = work()
         record.update(exit_code=int(summary.exit_code), output=summary.output, **summary.figures)
@@ -135,12 +141,9 @@ def _report(verb: str, work: typing.Callable[[], Summary], as_json: bool) -> int
         click.echo(_printable(f"error: {error}"), err=True)
     except Exception as error:
         record.update(exit_code=int(ExitCode.FAILED), error=f"{type(error).__name__}: {error}")
-        if as_json:
-            click.echo(json.dumps(record))
+        tell()
         raise
-    record["seconds"] = round(time.monotonic() - started, 3)
-    if as_json:
-        click.echo(json.dumps(record))
+    tell()
     return int(record["exit_code"])
 
 

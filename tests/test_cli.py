@@ -279,6 +279,21 @@ def test_the_json_line_of_a_failure_says_what_failed(tmp_path: Path) -> None:
     assert 0 <= record["seconds"] <= time.monotonic() - started
 
 
+def test_the_json_line_of_an_unforeseen_error_says_for_how_long(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(wanted: Any) -> Summary:
+        raise ZeroDivisionError("nobody thought of it")
+
+    monkeypatch.setitem(sys.modules, "deepshadows.verbs.status", types.SimpleNamespace(run=run))
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["status", "run", "--json"])
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (record["verb"], record["exit_code"], record["output"]) == ("status", ExitCode.FAILED, None)
+    assert record["error"] == "ZeroDivisionError: nobody thought of it"
+    assert record["seconds"] >= 0
+
+
 def test_without_json_a_failure_prints_nothing_on_stdout(tmp_path: Path) -> None:
     done = deepshadows("publish", "--run", tmp_path / "nowhere", "--catalog", tmp_path / "catalog")
     assert done.stdout == ""

@@ -253,6 +253,18 @@ def test_a_damaged_score_object_of_the_right_size_is_refused(place: str) -> None
         publish.run(Publish(run=(run,), catalog=f"{place}/cat"))
 
 
+def test_a_score_object_that_the_manifest_does_not_name_is_not_read(place: str) -> None:
+    """Of the same run and whole: all that tells it apart is the manifest."""
+    run = f"{place}/run"
+    write_run(run, [*mixed_tables(1), mixed_tables(2)[0]])
+    write_run(run, mixed_tables(1))
+    assert len(storage.list_objects(f"{run}/scores")) == 4
+    summary = publish.run(Publish(run=(run,), catalog=f"{place}/cat"))
+    assert summary.figures["rows_in"] == 3000
+    ids = pc.min_max(collection.read_current(f"{place}/cat")["object_id"]).as_py()
+    assert ids == {"min": 100_000, "max": 102_999}
+
+
 def test_a_manifest_cannot_name_objects_outside_its_run(place: str) -> None:
     run = write_run(f"{place}/run", mixed_tables())
     manifest = read_manifest(run)

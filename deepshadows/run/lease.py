@@ -111,8 +111,15 @@ class Lease:
 
     def _acquire(self) -> None:
         storage.create(self._url, self._body())
-        if self._is_ours():
-            return
+        try:
+            if self._is_ours():
+                return
+            self._outlive()
+        except NotFoundError as error:
+            raise HeldError(f"{self._url}: another driver has just finished; start again to see what it did") from error
+
+    def _outlive(self) -> None:
+        """Take the lease over once its holder is dead."""
         seen, holder = self._read()
         deadline = time.monotonic() + self._ttl_s
         while not self._is_dead(holder):
@@ -151,8 +158,11 @@ class Lease:
         """Write where nobody else has. What is there then decides: a client that repeats a write whose answer was
         lost is told that the object has changed, by itself."""
         self._beat += 1
-        storage.replace(self._url, self._body(released=released), self._etag)
-        return self._is_ours()
+        try:
+            storage.replace(self._url, self._body(released=released), self._etag)
+            return self._is_ours()
+        except NotFoundError:  # whoever took over has finished, and removed it
+            return False
 
     def _is_ours(self) -> bool:
         """Take the etag of what we wrote; False where another driver has written since."""
@@ -174,6 +184,17 @@ class Lease:
                     )
             if self._lost is not None:
                 return
+
+
+def check_holder(run: str, token: str) -> None:
+    """Raise `HeldError` where the driver with this token no longer holds the lease: what its workers ask."""
+    lease = Lease(run)
+    try:
+        holder = lease._read()[1].get("token")
+    except NotFoundError:
+        holder = None
+    if holder != token:
+        raise HeldError(f"{lease._url}: another driver took this run over; this one's workers stop")
 
 
 def is_driven(run: str) -> bool:

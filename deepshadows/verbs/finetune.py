@@ -35,6 +35,8 @@ def run(settings: Finetune) -> Summary:
         folder holds another training.
     InputError
         The cut-outs or the network to start from cannot be used.
+    HeldError
+        Another driver works on this training.
     Failure
         The workers failed time and again.
     """

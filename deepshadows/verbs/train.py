@@ -23,6 +23,8 @@ def run(settings: Train) -> Summary:
         another training.
     InputError
         The cut-outs or the checkpoint to start from cannot be used.
+    HeldError
+        Another driver works on this training.
     Failure
         The workers failed time and again.
     """

@@ -13,7 +13,7 @@ from deepshadows.outcomes import InputError, UsageError
 from deepshadows.settings import RECIPES, Finetune, Recipe, Train, parse_toml
 
 STATE_FOLDER = "training"
-"""Below the output while the training is not finished: its plan, and Ray Train's storage."""
+"""Below the output while the training is not finished: its plan, its lease, and Ray Train's storage."""
 PLAN_NAME = "plan.json"
 
 

@@ -30,6 +30,7 @@ from deepshadows.model.network import in_batches
 from deepshadows.model.training import Learner, Place
 from deepshadows.model.training_state import State, read_state
 from deepshadows.outcomes import Failure, InputError, UsageError
+from deepshadows.run.lease import Lease, check_holder
 from deepshadows.run.record import software_versions
 from deepshadows.settings import Recipe
 from deepshadows.verbs.epoch_lines import spoken
@@ -63,6 +64,8 @@ def carry_out(order: Order, data: TrainingSet) -> Trained:
         There are more workers than images for them, or the output folder holds another training.
     InputError
         The checkpoint to start from cannot be used.
+    HeldError
+        Another driver works on this training.
     Failure
         The workers failed more often than `MAX_FAILURES`.
     """
@@ -72,16 +75,27 @@ def carry_out(order: Order, data: TrainingSet) -> Trained:
     for note in data.notes:
         say(note)
     if (card := finished(order.output, plan)) is not None:
-        return Trained(card=card, data=data, images_per_s=None, notes=("already trained; nothing to do",))
-    resumed = claim(order.output, plan)
-    with ray_session(order.address):
-        state = _fit(order, data.fingerprint)
-    card = _commit(order, state, plan, data)
+        return _done_already(card, data)
+    folder = storage.join(order.output, STATE_FOLDER)
+    with Lease(folder) as lease:
+        if (card := finished(order.output, plan)) is None:  # else committed while this driver waited for the lease
+            resumed = claim(order.output, plan)
+            with ray_session(order.address):
+                state = _fit(order, data.fingerprint, lease.token)
+            lease.check()
+            made = _commit(order, state, plan, data, lease)
+    storage.delete_folder(folder)  # now that no heartbeat writes there
+    if card is not None:
+        return _done_already(card, data)
     images_per_s = float(np.median([epoch.images_per_s for epoch in state.log]))
     counts = [epoch.workers for epoch in state.log]
     resized = f"workers by epoch: {' '.join(map(str, counts))}" if len(set(counts)) > 1 else None
     notes = tuple(note for note in (resumed, resized) if note)
-    return Trained(card=card, data=data, images_per_s=images_per_s, notes=notes)
+    return Trained(card=made, data=data, images_per_s=images_per_s, notes=notes)
+
+
+def _done_already(card: Card, data: TrainingSet) -> Trained:
+    return Trained(card=card, data=data, images_per_s=None, notes=("already trained; nothing to do",))
 
 
 def _check_workers(order: Order, data: TrainingSet) -> None:
@@ -93,7 +107,7 @@ def _check_workers(order: Order, data: TrainingSet) -> None:
         )
 
 
-def _fit(order: Order, fingerprint: str) -> State:
+def _fit(order: Order, fingerprint: str, token: str) -> State:
     """Run the workers to the last epoch and read what the first one saved there."""
     filesystem, path = storage.arrow_location(storage.join(order.output, STATE_FOLDER))
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # its 2 s would be the shortest epoch
@@ -107,6 +121,8 @@ def _fit(order: Order, fingerprint: str) -> State:
                 "fingerprint": fingerprint,
                 "recipe": order.recipe.model_dump(),
                 "start": order.start,
+                "folder": storage.join(order.output, STATE_FOLDER),
+                "token": token,
             },
             torch_config=ray.train.torch.TorchConfig(backend="nccl" if order.gpus else "gloo"),
             scaling_config=ScalingConfig(num_workers=_count(order), use_gpu=order.gpus),
@@ -156,13 +172,17 @@ def _fitted(trainer: Any, order: Order) -> Any:
 
 
 def train_worker(config: Mapping[str, Any]) -> None:
-    """What each worker runs: take up the last epoch if there is one, then report each further one."""
+    """What each worker runs: take up the last epoch if there is one, then report each further one.
+
+    Nothing is reported once another driver holds the lease: a driver that is paused leaves its workers at work.
+    """
     recipe = Recipe.model_validate(config["recipe"])
     context = ray.train.get_context()
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(recipe.threads or max(1, cores // context.get_local_world_size()))
     device = str(ray.train.torch.get_device())
     place = Place(rank=context.get_world_rank(), workers=context.get_world_size(), device=device)
+    check_holder(config["folder"], config["token"])
     start = checkpoint.load(config["start"])[0] if config["start"] else None
     data = read_training_set(config["cutouts"], recipe)
     if data.fingerprint != config["fingerprint"]:
@@ -176,13 +196,14 @@ def train_worker(config: Mapping[str, Any]) -> None:
         if epoch is None:
             ray.train.report({})
             continue
+        check_holder(config["folder"], config["token"])
         with tempfile.TemporaryDirectory() as folder:
             learner.save(Path(folder))
             ray.train.report(asdict(epoch), checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
-def _commit(order: Order, state: State, plan: Plan, data: TrainingSet) -> Card:
-    """Calibrate on the validation rows, fit the uncertainty, write the checkpoint, then remove the training state.
+def _commit(order: Order, state: State, plan: Plan, data: TrainingSet, lease: Lease) -> Card:
+    """Calibrate on the validation rows, fit the uncertainty, and write the checkpoint if the lease is still ours.
 
     All is measured on the weights as they are stored.
     """
@@ -222,10 +243,11 @@ def _commit(order: Order, state: State, plan: Plan, data: TrainingSet) -> Card:
             )
         }
     )
-    card = uncertainty.write(output, uncertainty.fit(net, card, data.examples.images[~held]), card)
-    card = checkpoint.save(output, net, card, dtype)
-    storage.delete_folder(storage.join(output, STATE_FOLDER))
-    return card
+    fitted = uncertainty.fit(net, card, data.examples.images[~held])
+    lease.confirm()
+    card = uncertainty.write(output, fitted, card)
+    lease.confirm()
+    return checkpoint.save(output, net, card, dtype)
 
 
 def figures_of(trained: Trained) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 
 from deepshadows import storage
 from deepshadows.outcomes import HeldError, StorageError
-from deepshadows.run.lease import Lease
+from deepshadows.run.lease import Lease, check_holder
 
 HOLD = """
 import sys, time
@@ -92,6 +93,38 @@ def test_a_driver_that_was_paused_learns_it_before_it_commits(place: str) -> Non
         with pytest.raises(HeldError, match="took this run over"):
             paused.confirm()
     assert json.loads(storage.read(url))["token"] == "usurper"
+
+
+def test_a_lease_that_was_removed_is_another_drivers(place: str) -> None:
+    """Who takes a training over removes it at the end, with the folder that it lies in."""
+    url = storage.join(place, "lease.json")
+    with Lease(place, ttl_s=60) as paused:
+        storage.delete(url)
+        with pytest.raises(HeldError, match="took this run over"):
+            paused.confirm()
+    assert not storage.exists(url)
+
+
+def test_a_driver_whose_wait_ends_with_the_removal_is_told(place: str) -> None:
+    url = storage.join(place, "lease.json")
+    stranger = {"token": "x", "generation": 4, "beat": 1}
+    storage.write(url, json.dumps(stranger).encode())
+    remover = threading.Timer(1.0, storage.delete, [url])
+    remover.start()
+    with pytest.raises(HeldError, match="another driver has just finished"), Lease(place, ttl_s=20):
+        pass
+    remover.join()
+    assert not storage.exists(url)
+
+
+def test_workers_ask_whether_their_driver_holds_the_lease(place: str) -> None:
+    with Lease(place) as lease:
+        check_holder(place, lease.token)
+        with pytest.raises(HeldError, match="took this run over"):
+            check_holder(place, "another")
+    storage.delete(storage.join(place, "lease.json"))
+    with pytest.raises(HeldError, match="took this run over"):
+        check_holder(place, lease.token)
 
 
 @pytest.mark.parametrize("body", [b"[]", b"nonsense", b'{"pid": "x"}', b'{"generation": null}'])

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import tomllib
+import types
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,11 @@ from deepshadows.model.metrics import Judged, judge
 from deepshadows.model.network import in_batches
 from deepshadows.model.scorer import load_scorer
 from deepshadows.model.training import Learner
-from deepshadows.outcomes import Failure, InputError, UsageError
-from deepshadows.settings import RECIPES, Recipe, Train
+from deepshadows.outcomes import Failure, HeldError, InputError, UsageError
+from deepshadows.run.lease import Lease
+from deepshadows.settings import RECIPES, Finetune, Recipe, Train
 from deepshadows.sky.shards import Cutouts, write_shard
-from deepshadows.verbs import train
+from deepshadows.verbs import finetune, train
 from deepshadows.verbs.training_set import prepare, read_training_set
 from tests.model.blobs import blob_cutouts, blobs, seasoned_net
 
@@ -175,7 +177,41 @@ def test_a_killed_worker_costs_at_most_an_epoch(ray_local: None, tmp_path: Path)
     assert_same_weights(inputs["output"], straight(inputs))
 
 
+@pytest.mark.parametrize("verb", [train, finetune])
+def test_a_second_training_beside_a_live_one_changes_nothing(tmp_path: Path, verb: types.ModuleType) -> None:
+    inputs = write_inputs(str(tmp_path), blob_cutouts(120))
+    checkpoint.save(str(tmp_path / "start"), seasoned_net(), Card(name="start"))
+    wanted = (Train if verb is train else Finetune)(**inputs, from_checkpoint=str(tmp_path / "start"))
+    state = storage.join(inputs["output"], "training")
+    with Lease(state, ttl_s=3), pytest.raises(HeldError, match="another driver"):
+        verb.run(wanted)
+    assert [storage.relative(entry.url, state) for entry in storage.list_objects(inputs["output"])] == ["lease.json"]
+
+
+def test_a_training_that_was_taken_over_commits_nothing(ray_local: None, tmp_path: Path) -> None:
+    """Its workers stop too: what they would save is another's by now."""
+    inputs = write_inputs(str(tmp_path), blob_cutouts(120), epochs=500)
+    lease = tmp_path / "checkpoint" / "training" / "lease.json"
+    usurper = json.dumps({"token": "usurper", "generation": 9, "beat": 0})
+
+    def take_over() -> None:
+        deadline = time.monotonic() + 120
+        while not list(lease.parent.glob("run/checkpoint_*")):
+            assert time.monotonic() < deadline, "no epoch was saved"
+            time.sleep(0.05)
+        storage.write(str(lease), usurper.encode())
+
+    taker = threading.Thread(target=take_over, daemon=True)
+    taker.start()
+    with pytest.raises(HeldError, match="took this run over"):
+        train.run(Train(**inputs))
+    taker.join(timeout=5)
+    assert lease.read_text() == usurper
+    assert not (tmp_path / "checkpoint" / "card.json").exists()
+
+
 def test_a_killed_driver_is_taken_up_again(ray_local: None, tmp_path: Path) -> None:
+    """And left alone while it lives."""
     inputs = write_inputs(str(tmp_path), blob_cutouts(160), epochs=8)
     script = (
         "import json, sys; from deepshadows.settings import Train; from deepshadows.verbs import train; "
@@ -190,6 +226,11 @@ def test_a_killed_driver_is_taken_up_again(ray_local: None, tmp_path: Path) -> N
     state = tmp_path / "checkpoint" / "training" / "run"
     deadline = time.monotonic() + 90
     try:
+        while not (state.parent / "lease.json").exists():
+            assert time.monotonic() < deadline, "the driver does not begin"
+            time.sleep(0.05)
+        with pytest.raises(HeldError, match=f"pid {driver.pid}"):
+            train.run(Train(**inputs))
         while not (state / "checkpoint_manager_snapshot.json").exists():
             assert time.monotonic() < deadline, "no epoch was saved"
             assert driver.poll() is None
@@ -202,7 +243,7 @@ def test_a_killed_driver_is_taken_up_again(ray_local: None, tmp_path: Path) -> N
     assert summary.text[0] == "an interrupted training was taken up again"
     assert summary.figures["epochs"] == 8
     assert_same_weights(inputs["output"], straight(inputs))
-    assert not state.exists()
+    assert not state.parent.exists()
 
 
 def test_training_can_start_from_a_checkpoint(ray_local: None, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ SCHEMA = json.loads((CLUSTER / "kuberay" / "schema.json").read_text())
 COMMANDS = {
     "classify": "classify --input s3://survey/tiles --detections 's3://survey/my d.parquet' --output s3://survey/run",
     "train": "train --cutouts s3://survey/shards --output s3://survey/network --workers 4 --gpus",
+    "reprocess": "reprocess --input s3://survey/tiles --detections s3://survey/d.parquet --catalog s3://survey/lsbg",
     "publish": "publish --run s3://survey/run --catalog s3://survey/lsbg",
 }
 MINE = {
@@ -69,6 +70,12 @@ def pod_templates(value: Any) -> Iterator[dict[str, Any]]:
             yield inner
         else:
             yield from pod_templates(inner)
+
+
+def node_terms(template: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """What a pod asks of its node: any of these terms, all of whose expressions hold."""
+    wanted = template["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    return [term["matchExpressions"] for term in wanted["nodeSelectorTerms"]]
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
@@ -132,6 +139,9 @@ def test_the_cluster_is_what_the_page_says() -> None:
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     gpu, cpu = spec["workerGroupSpecs"]
     assert gpu["template"]["spec"]["nodeSelector"] == {"karpenter.sh/capacity-type": "spot"}
+    assert "nodeSelector" not in cpu["template"]["spec"], "CPU workers stand on either"
+    ((term,),) = node_terms(spec["headGroupSpec"]["template"])
+    assert term == {"key": "karpenter.sh/capacity-type", "operator": "NotIn", "values": ["spot"]}
     for group in (spec["headGroupSpec"], gpu, cpu):
         assert group["template"]["metadata"]["labels"] == {"app.kubernetes.io/name": "deepshadows"}
         assert group["rayStartParams"]["metrics-export-port"] == "8080"

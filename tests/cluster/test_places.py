@@ -7,6 +7,7 @@ import re
 import shlex
 import string
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,14 @@ def defaults() -> dict[str, str]:
     return dict(word.split("=", 1) for word in words)
 
 
+def substituted(path: Path, **values: str) -> str:
+    """A manifest as envsubst gives it; a placeholder without a value is an error."""
+    return string.Template(path.read_text()).substitute({**defaults(), **values})
+
+
 def rendered(path: Path, **values: str) -> list[dict[str, Any]]:
-    """The documents of a manifest; a placeholder without a value is an error."""
-    text = string.Template(path.read_text()).substitute({**defaults(), **values})
-    return list(yaml.safe_load_all(text))
+    """The documents of a manifest."""
+    return list(yaml.safe_load_all(substituted(path, **values)))
 
 
 def check(document: dict[str, Any]) -> None:
@@ -125,7 +130,7 @@ def test_one_cluster_in_all_three_manifests() -> None:
     folder = CLUSTER / "kuberay"
     (alone,), (job,), (cron,) = (rendered(folder / f"{name}.yaml") for name in ("raycluster", "rayjob", "raycronjob"))
     assert job["spec"]["rayClusterSpec"] == alone["spec"]
-    assert cron["spec"]["jobTemplate"] == job["spec"]
+    assert cron["spec"]["jobTemplate"] == {**job["spec"], "backoffLimit": 0}
 
 
 def test_the_cluster_is_what_the_page_says() -> None:
@@ -170,34 +175,90 @@ def test_the_scheduled_run_may_not_overlap() -> None:
     assert cron["spec"]["concurrencyPolicy"] == "Forbid"
 
 
+ENVSUBST = "print(string.Template(sys.stdin.read()).substitute(os.environ))"
 KUBECTL = """#!/bin/sh
 echo "$@" >> "$CALLS"
 case "$*" in
-    create*) echo rayjob.ray.io/deepshadows-x1 ;;
-    *jobDeploymentStatus*) [ "$(grep -c jobDeploymentStatus "$CALLS")" -gt 2 ] && printf %s "$END" || printf Running ;;
-    *jobStatus*) printf %s "$STATUS" ;;
+    create*) cat > "$CREATED" && echo rayjob.ray.io/deepshadows-x1 ;;
+    get*) look=$(grep -c ^get "$CALLS"); eval "printf %s \\"\\${LOOK_$look}\\""; eval "exit \\${CODE_$look:-0}" ;;
 esac
 """
 
 
-@pytest.mark.parametrize(
-    ("end", "status", "code"), [("Complete", "SUCCEEDED", 0), ("Complete", "FAILED", 1), ("Failed", "", 1)]
-)
-def test_the_schedule_waits_for_the_end_of_its_run(tmp_path: Path, end: str, status: str, code: int) -> None:
-    """The script as it is, with a kubectl that tells of a job that runs for two looks."""
-    (tmp_path / "kubectl").write_text(KUBECTL)
-    (tmp_path / "kubectl").chmod(0o755)
+def waited(folder: Path, **looks: str) -> tuple[int, list[str], dict[str, Any]]:
+    """The script as it is, with a kubectl that tells `looks`: its exit code, what it asked and the RayJob it made."""
+    (folder / "kubectl").write_text(KUBECTL)
+    (folder / "kubectl").chmod(0o755)
+    (folder / "rayjob.yaml").write_text(substituted(CLUSTER / "kuberay" / "rayjob.yaml", RETRIES="0"))
     environment = {
-        "PATH": f"{tmp_path}:/usr/bin:/bin", "CALLS": f"{tmp_path}/calls", "END": end, "STATUS": status, "POLL_S": "0",
+        "PATH": f"{folder}:/usr/bin:/bin", "CALLS": f"{folder}/calls", "CREATED": f"{folder}/created", "POLL_S": "0",
+        "OWNER_NAME": "deepshadows-reprocess-29", "OWNER_UID": "0f-1", **looks,
     }  # fmt: skip
     script = CLUSTER / "kuberay" / "create_and_wait.sh"
     done = subprocess.run(
-        ["sh", script, "/job/rayjob.yaml"], env=environment, capture_output=True, timeout=30, check=False
+        ["sh", script, folder / "rayjob.yaml"], env=environment, capture_output=True, timeout=30, check=False
     )
-    assert done.returncode == code, done.stderr
-    calls = (tmp_path / "calls").read_text().splitlines()
-    assert calls[0] == "create --filename /job/rayjob.yaml --output name"
-    assert sum("jobDeploymentStatus" in call for call in calls) == 3
+    created = yaml.safe_load((folder / "created").read_text())
+    return done.returncode, (folder / "calls").read_text().splitlines(), created
+
+
+@pytest.mark.parametrize(
+    ("end", "code"), [("Complete/SUCCEEDED", 0), ("Complete/FAILED", 1), ("Failed/", 1), ("ValidationFailed/", 1)]
+)
+def test_the_schedule_waits_for_the_end_of_its_run(tmp_path: Path, end: str, code: int) -> None:
+    found, calls, _ = waited(tmp_path, LOOK_1="/", LOOK_2="Running/RUNNING", LOOK_3=end)
+    assert (found, len(calls)) == (code, 1 + 3)
+    assert calls[0] == "create --filename - --output name"
+
+
+def test_the_schedule_ends_with_an_error_when_its_run_was_deleted(tmp_path: Path) -> None:
+    """`--ignore-not-found` prints nothing then, with exit code 0; an API server that is away is another thing."""
+    found, calls, _ = waited(tmp_path, LOOK_1="Running/RUNNING", LOOK_2="", CODE_2="1", LOOK_3="")
+    assert (found, len(calls)) == (1, 1 + 3)
+    assert all("--ignore-not-found" in call for call in calls[1:])
+
+
+def test_a_finished_run_goes_with_the_history_of_its_schedule(tmp_path: Path) -> None:
+    """The RayJob is that of the manifest, owned by the Job, whose name and id come from its own labels."""
+    _, _, created = waited(tmp_path, LOOK_1="Complete/SUCCEEDED")
+    (owner,) = created["metadata"].pop("ownerReferences")
+    assert owner == {"apiVersion": "batch/v1", "kind": "Job", "name": "deepshadows-reprocess-29", "uid": "0f-1"}
+    assert [created] == rendered(CLUSTER / "kuberay" / "rayjob.yaml", RETRIES="0")
+    *_, cron = rendered(CLUSTER / "kuberay" / "cronjob.yaml")
+    assert cron["spec"]["successfulJobsHistoryLimit"] == cron["spec"]["failedJobsHistoryLimit"] == 3
+    (container,) = cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    given = {each["name"]: each["valueFrom"]["fieldRef"]["fieldPath"] for each in container["env"]}
+    assert given == {
+        "OWNER_NAME": "metadata.labels['batch.kubernetes.io/job-name']",
+        "OWNER_UID": "metadata.labels['batch.kubernetes.io/controller-uid']",
+    }
+
+
+def test_a_night_that_hangs_ends_before_the_next_one() -> None:
+    (job,), (alone,) = (rendered(CLUSTER / "kuberay" / f"{name}.yaml") for name in ("rayjob", "raycronjob"))
+    *_, cron = rendered(CLUSTER / "kuberay" / "cronjob.yaml")
+    for spec in (job["spec"], alone["spec"]["jobTemplate"], cron["spec"]["jobTemplate"]["spec"]):
+        assert 0 < spec["activeDeadlineSeconds"] < 24 * 3600
+    (longer,) = rendered(CLUSTER / "kuberay" / "rayjob.yaml", DEADLINE_S="200000")
+    assert longer["spec"]["activeDeadlineSeconds"] == 200_000
+
+
+def test_a_scheduled_run_is_not_repeated(tmp_path: Path) -> None:
+    """By the command of the manifest's first lines, as a shell runs it with the values of values.env."""
+    (once,) = rendered(CLUSTER / "kuberay" / "rayjob.yaml")
+    assert once["spec"]["backoffLimit"] == 1, "a lost head"
+    (alone,) = rendered(CLUSTER / "kuberay" / "raycronjob.yaml", RETRIES="1")
+    assert alone["spec"]["jobTemplate"]["backoffLimit"] == 0
+    text = (CLUSTER / "kuberay" / "cronjob.yaml").read_text()
+    command = re.search(r"^#   (.*envsubst < cluster/kuberay/rayjob.yaml) > rayjob.yaml$", text, re.MULTILINE)
+    assert command is not None
+    (tmp_path / "envsubst").write_text(f"#!{sys.executable}\nimport os, string, sys\n" + ENVSUBST)
+    (tmp_path / "envsubst").chmod(0o755)
+    done = subprocess.run(
+        ["sh", "-c", f"set -a; . cluster/kuberay/values.env; set +a; {command[1]}"],
+        cwd=CLUSTER.parent, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, timeout=30, check=True,
+    )  # fmt: skip
+    assert yaml.safe_load(done.stdout)["spec"]["backoffLimit"] == 0
 
 
 def test_the_launcher_of_ray_takes_the_file_for_aws() -> None:

@@ -264,7 +264,8 @@ def test_a_scheduled_run_is_not_repeated(tmp_path: Path) -> None:
 def test_the_launcher_of_ray_takes_the_file_for_aws() -> None:
     values = {
         "IMAGE": "host/deepshadows:1", "REGION": "eu-west-1", "WORKERS": "3",
-        "INSTANCE_PROFILE": "arn:aws:iam::123456789012:instance-profile/x",
+        "HEAD_PROFILE": "arn:aws:iam::123456789012:instance-profile/head",
+        "WORKER_PROFILE": "arn:aws:iam::123456789012:instance-profile/worker",
     }  # fmt: skip
     text = string.Template((CLUSTER / "aws.yaml").read_text()).substitute(values)
     config = prepare_config(yaml.safe_load(text))
@@ -272,6 +273,10 @@ def test_the_launcher_of_ray_takes_the_file_for_aws() -> None:
     head, spot = (config["available_node_types"][name] for name in ("head", "gpu-spot"))
     assert spot["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
     assert "InstanceMarketOptions" not in head["node_config"]
+    profiles = [each["node_config"]["IamInstanceProfile"]["Arn"].rsplit("/")[-1] for each in (head, spot)]
+    assert profiles == ["head", "worker"], "no worker may start machines"
+    page = (CLUSTER / "README.md").read_text()
+    assert [name for name in values if f"{name}=" not in page] == [], "the page sets every value"
     assert (spot["min_workers"], config["max_workers"]) == (3, 3)
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
     assert not config["setup_commands"]
@@ -306,3 +311,74 @@ def test_the_page_tells_of_every_file() -> None:
     page = (CLUSTER / "README.md").read_text()
     files = [path for path in CLUSTER.rglob("*") if path.is_file() and path.name != "README.md"]
     assert [path.name for path in files if path.name not in page] == []
+
+
+def test_the_page_makes_what_the_values_name() -> None:
+    """Namespace, service account and Secrets: KubeRay makes none of them."""
+    page, values = (CLUSTER / "README.md").read_text(), defaults()
+    assert f"$ kubectl create namespace {values['NAMESPACE']}\n" in page
+    kinds = {"SERVICE_ACCOUNT": "serviceaccount", "S3_SECRET": "secret generic", "TOKEN_SECRET": "secret generic"}
+    for name, kind in kinds.items():
+        wanted = f"$ kubectl -n {values['NAMESPACE']} create {kind} {values[name]}"
+        assert re.search(f"^{re.escape(wanted)}( |$)", page, re.MULTILINE), wanted
+    (cluster,) = rendered(CLUSTER / "kuberay" / "raycluster.yaml")
+    assert f"port-forward service/{cluster['metadata']['name']}-head-svc 8265" in page
+    assert f"get secret {values['TOKEN_SECRET']} -o jsonpath='{{.data.auth_token}}'" in page
+
+
+def test_the_line_for_cron_gives_the_program_its_credentials(tmp_path: Path) -> None:
+    """The line as it stands, in a folder of this test, with the one file that Kubernetes and systemd read too."""
+    line = re.search(r"^15 3 \* \* \*  (.+)$", (CLUSTER / "README.md").read_text(), re.MULTILINE)
+    assert line is not None
+    (tmp_path / "s3.env").write_text("AWS_ACCESS_KEY_ID=me\nAWS_SECRET_ACCESS_KEY=a/b+c=\n")
+    program = tmp_path / "venv" / "bin" / "deepshadows"
+    program.parent.mkdir(parents=True)
+    program.write_text('#!/bin/sh\necho "$AWS_ACCESS_KEY_ID $AWS_SECRET_ACCESS_KEY $*"\n')
+    program.chmod(0o755)
+    command = line[1].replace("/srv/survey", shlex.quote(str(tmp_path)))
+    subprocess.run(["sh", "-c", command], env={"PATH": "/usr/bin:/bin"}, timeout=30, check=True)
+    assert (tmp_path / "reprocess.log").read_text() == "me a/b+c= reprocess --config reprocess.toml --json\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "given", "port"),
+    [([], {}, 8265), (["--num-cpus=8", "--dashboard-port=9"], {"RAY_AUTH_TOKEN_PATH": "/a b/token"}, 9)],
+)
+def test_local_sh_prints_what_another_shell_needs(
+    tmp_path: Path, flags: list[str], given: dict[str, str], port: int
+) -> None:
+    """With a `ray` that only tells its words; what it prints is run in a shell."""
+    (tmp_path / "ray").write_text("#!/bin/sh\necho ray: $*\n")
+    (tmp_path / "ray").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": "/home/me"}
+    done = subprocess.run(
+        ["sh", CLUSTER / "local.sh", *flags],
+        env={**environment, **given}, capture_output=True, text=True, timeout=30, check=True,
+    )  # fmt: skip
+    _, export, submit, ray = done.stdout.splitlines()
+    assert ray.startswith("ray: start --head") and ray.endswith(" ".join(flags))
+    assert submit == f"  deepshadows submit VERB ... --address http://127.0.0.1:{port}"
+    tell = [sys.executable, "-c", "import os; print(os.environ['RAY_AUTH_MODE'], os.environ['RAY_AUTH_TOKEN_PATH'])"]
+    told = subprocess.run(
+        ["sh", "-c", f"{export}\n{shlex.join(tell)}"],
+        env=environment, capture_output=True, text=True, timeout=30, check=True,
+    ).stdout  # fmt: skip
+    assert told == f"token {given.get('RAY_AUTH_TOKEN_PATH', '/home/me/.ray/auth_token')}\n"
+    page = (CLUSTER / "README.md").read_text()
+    if not flags:
+        assert "".join(f"{line}\n" for line in ("$ sh cluster/local.sh", *done.stdout.splitlines()[:3])) in page
+
+
+def test_the_cost_is_that_of_the_figures() -> None:
+    """Hours of the page from its rates, and its rates are those of README."""
+    page, figures = (CLUSTER / "README.md").read_text(), (CLUSTER.parent / "README.md").read_text()
+    found = re.search(r"does ([\d,]+) cut-outs/s from disk .* = (\d+) hours; (\d+) hours from S3, at ([\d,]+)", page)
+    assert found is not None
+    disk, disk_hours, s3_hours, s3 = found.groups()
+    for rate, hours in ((disk, disk_hours), (s3, s3_hours)):
+        assert int(hours) == round(1e9 / int(rate.replace(",", "")) / 3600)
+    assert f"| **`deepshadows classify`** | {disk} |" in figures
+    assert re.search(rf"and {s3} from\s+S3", figures)
+    row = re.search(r"a published row (\d+) bytes", page)
+    assert row is not None
+    assert f"{row[1]} B a row" in figures

@@ -39,6 +39,10 @@ class VersionFolder:
     def number(self) -> int:
         return int(self.name[1:])
 
+    def is_before(self, name: str) -> bool:
+        """Whether it was made before that one."""
+        return self.number < VersionFolder(self.catalog, name).number
+
     @property
     def url(self) -> str:
         return storage.join(self.catalog, self.name)

@@ -10,6 +10,7 @@ import time
 
 from deepshadows import storage
 from deepshadows.catalog import collection
+from deepshadows.catalog.version_folder import VersionFolder
 from deepshadows.model import shipped
 from deepshadows.model.card import read_card
 from deepshadows.outcomes import ExitCode, Summary
@@ -17,8 +18,8 @@ from deepshadows.run.lease import Lease
 from deepshadows.settings import Reprocess
 from deepshadows.verbs.classify_plan import scoring_recipe
 from deepshadows.verbs.reprocess_input import (
-    Seen,
     classify_settings,
+    drift_told,
     look_at,
     read_seen,
     remove_runs,
@@ -46,9 +47,14 @@ def run(settings: Reprocess) -> Summary:
     card = read_card(settings.checkpoint)
     recipe = scoring_recipe(classify_settings(settings, ""), card)
     look = look_at(settings, recipe)
-    seen = _seen_again(settings.catalog, look)
-    if seen is not None and not seen.quarantined:
-        return _unchanged(settings.catalog, seen.version, time.monotonic() - started)
+    seen, pointer = read_seen(settings.catalog), collection.read_pointer(settings.catalog)
+    if seen is not None and pointer is not None and seen.look == look:
+        if pointer.version == seen.version and not seen.quarantined:
+            return _unchanged(settings, seen.version, time.monotonic() - started)
+        if seen.version in pointer.published and VersionFolder(settings.catalog, pointer.version).is_before(
+            seen.version
+        ):
+            return _rolled_back(settings.catalog, pointer.version, seen.version)
     collection.check_store(settings.catalog)
     from deepshadows.verbs.reprocess_update import update  # Ray and torch take seconds to import
 
@@ -58,13 +64,23 @@ def run(settings: Reprocess) -> Summary:
     return summary
 
 
-def _seen_again(catalog: str, look: str) -> Seen | None:
-    """What was seen last, where that is what is there now and its version is still current."""
-    seen, pointer = read_seen(catalog), collection.read_pointer(catalog)
-    return seen if seen and pointer and (seen.look, seen.version) == (look, pointer.version) else None
-
-
-def _unchanged(catalog: str, version: str, seconds: float) -> Summary:
+def _unchanged(settings: Reprocess, version: str, seconds: float) -> Summary:
+    """Done; but a drift that nobody has looked into fails each time, or a job that is repeated would hide it."""
+    catalog = settings.catalog
     text = f"{catalog}: {version} is up to date: input, network and settings are those it was made of ({seconds:.1f} s)"
+    alarm = drift_told(VersionFolder(catalog, version)) if settings.fail_on_drift else ()
+    return _nothing_done(catalog, version, ExitCode.DRIFT if alarm else ExitCode.DONE, (text, *alarm))
+
+
+def _rolled_back(catalog: str, current: str, seen: str) -> Summary:
+    """What this input gives has been published and taken back by hand: that stands until something changes."""
+    text = (
+        f"{catalog}: {current} is current by a rollback, and nothing has changed since {seen} was made; it stays so",
+        f"to have {seen} again: deepshadows versions {catalog} --rollback {seen}",
+    )
+    return _nothing_done(catalog, current, ExitCode.DONE, text)
+
+
+def _nothing_done(catalog: str, version: str, code: ExitCode, text: tuple[str, ...]) -> Summary:
     figures = {"version": version, "changed": False, "units_scored_here": 0, "rows_scored_here": 0}
-    return Summary(verb="reprocess", output=catalog, exit_code=ExitCode.DONE, figures=figures, text=(text,))
+    return Summary(verb="reprocess", output=catalog, exit_code=code, figures=figures, text=text)

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deepshadows import storage
 from deepshadows.catalog.inventory import Inventory
+from deepshadows.catalog.version_folder import VersionFolder
+from deepshadows.outcomes import InputError
 from deepshadows.run.units import UNIT_SCHEMA, Unit, UnitKind
 from deepshadows.settings import Classify, Reprocess, Scoring
 from deepshadows.sky.detections import TABLE_SUFFIXES
@@ -65,6 +67,30 @@ def read_seen(catalog: str) -> Seen | None:
 
 def write_seen(catalog: str, seen: Seen) -> None:
     storage.write(storage.join(workplace(catalog), "seen.json"), seen.model_dump_json().encode())
+
+
+def drift_told(version: VersionFolder) -> tuple[str, ...]:
+    """Lines about the drift that a version was made with; none where there was none, or none was looked for.
+
+    Raises
+    ------
+    InputError
+        Its drift.json is damaged.
+    """
+    if not storage.exists(version.drift_url):
+        return ()
+    try:
+        told = json.loads(storage.read(version.drift_url))
+        verdict, line = str(told["verdict"]), str(told["line"])
+        before = json.loads(storage.read(version.diff_url))["version_before"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{version.drift_url}: damaged, or {version.diff_url}: {error}") from error
+    return (line, *go_back(version.catalog, before)) if verdict == "drift" else ()
+
+
+def go_back(catalog: str, before: str | None) -> tuple[str, ...]:
+    """How to return to the version before, where there is one."""
+    return (f"to go back: deepshadows versions {catalog} --rollback {before}",) if before else ()
 
 
 def classify_settings(settings: Reprocess, run_url: str) -> Classify:

@@ -13,10 +13,11 @@ from deepshadows.catalog.changes import Changes
 from deepshadows.catalog.collection import NewVersion
 from deepshadows.catalog.drift import Drift
 from deepshadows.catalog.inventory import Inventory
-from deepshadows.catalog.version_folder import table_name
+from deepshadows.catalog.version_folder import VersionFolder, table_name
 from deepshadows.outcomes import ExitCode, Summary
 from deepshadows.run.record import RunRecord
 from deepshadows.settings import Reprocess
+from deepshadows.verbs.reprocess_input import drift_told, go_back
 from deepshadows.verbs.version_plan import VersionPlan
 from deepshadows.verbs.version_writing import Tally
 
@@ -128,11 +129,13 @@ def _quarantined_lines(now: Inventory) -> list[str]:
     return [*lines, f"... and {more} more in the version's inventory.parquet"] if more else lines
 
 
-def unchanged(catalog: str, version: str, now: Inventory, seconds: float) -> Summary:
+def unchanged(settings: Reprocess, version: str, now: Inventory, seconds: float) -> Summary:
     """Nothing could be scored that the version does not hold already."""
+    catalog = settings.catalog
     figures = {**figures_of(now), "version": version, "changed": False, "units_scored_here": 0, "rows_scored_here": 0}
-    text = [f"{catalog}: {version} is up to date ({seconds:.1f} s)", *_quarantined_lines(now)]
-    code = ExitCode.EXCEPTIONS if now.quarantined.num_rows else ExitCode.DONE
+    alarm = drift_told(VersionFolder(catalog, version)) if settings.fail_on_drift else ()
+    text = [f"{catalog}: {version} is up to date ({seconds:.1f} s)", *alarm, *_quarantined_lines(now)]
+    code = ExitCode.DRIFT if alarm else ExitCode.EXCEPTIONS if now.quarantined.num_rows else ExitCode.DONE
     return Summary(verb="reprocess", output=catalog, exit_code=code, figures=figures, text=tuple(text))
 
 
@@ -156,8 +159,7 @@ def summarise(outcome: Outcome, settings: Reprocess, seconds: float) -> Summary:
     code = ExitCode.EXCEPTIONS if now.quarantined.num_rows else ExitCode.DONE
     if outcome.drift.alarms and settings.fail_on_drift:
         code = ExitCode.DRIFT
-        if before:
-            text.append(f"to go back: deepshadows versions {version.catalog} --rollback {before}")
+        text += go_back(version.catalog, before)
     text += _quarantined_lines(now)
     figures = {
         **figures_of(now),

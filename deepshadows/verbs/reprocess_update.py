@@ -105,9 +105,7 @@ def update(settings: Reprocess, recipe: str, look: str, lease: Lease, started: f
     version = outcome.version.name if outcome else str(current.name)
     write_seen(settings.catalog, Seen(look=look, version=version, quarantined=scored.now.quarantined.num_rows))
     seconds = time.monotonic() - started
-    return (
-        summarise(outcome, settings, seconds) if outcome else unchanged(settings.catalog, version, scored.now, seconds)
-    )
+    return summarise(outcome, settings, seconds) if outcome else unchanged(settings, version, scored.now, seconds)
 
 
 def _current(catalog: str, recipe: str) -> Current:

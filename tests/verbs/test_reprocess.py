@@ -20,9 +20,9 @@ from deepshadows.model.scorer import load_scorer
 from deepshadows.outcomes import ExitCode, HeldError, Summary, UsageError
 from deepshadows.run.lease import Lease
 from deepshadows.run.scores import score_table
-from deepshadows.settings import Classify, Publish, Reprocess
+from deepshadows.settings import Classify, Publish, Reprocess, Versions
 from deepshadows.sky.shards import Cutouts, list_shards, read_shards, write_shard
-from deepshadows.verbs import classify, publish, reprocess
+from deepshadows.verbs import classify, publish, reprocess, versions
 from tests.sky.test_shards import cutouts_of
 from tests.sky.tile_files import write_tile
 
@@ -208,6 +208,18 @@ def test_drift_fails_where_it_is_asked_to(tmp_path: Path) -> None:
     assert any("--rollback v0002" in line for line in third.text)
     told = json.loads(storage.read(f"{place}/cat/v0003/drift.json"))
     assert told["verdict"] == "drift" and any(finding["alarm"] for finding in told["findings"])
+    again = updated(place, checkpoint, partition_rows=400, fail_on_drift=True)  # as a job that failed is repeated
+    assert (again.exit_code, again.figures["changed"], again.figures["version"]) == (ExitCode.DRIFT, False, "v0003")
+    assert again.text[1:] == tuple(line for line in third.text if line.startswith(("DRIFT", "to go back")))
+    assert updated(place, checkpoint, partition_rows=400).exit_code == ExitCode.DONE
+    versions.run(Versions(catalog=f"{place}/cat", rollback="v0002"))
+    for _ in range(2):  # what was taken back does not come again by itself
+        back = updated(place, checkpoint, partition_rows=400, fail_on_drift=True)
+        assert (back.exit_code, back.figures["changed"], back.figures["version"]) == (ExitCode.DONE, False, "v0002")
+        assert "rollback v0003" in back.text[1]
+    put(place, 4, rows=320)
+    fourth = updated(place, checkpoint, partition_rows=400)
+    assert (fourth.figures["version"], fourth.figures["version_before"]) == ("v0004", "v0002")
 
 
 def test_a_published_version_is_gone_on_from(tmp_path: Path, checkpoint: str) -> None:

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from deepshadows import storage
 from deepshadows.outcomes import InputError
 from deepshadows.sky.fits_files import fits_errors
 from deepshadows.sky.footprints import Footprints, footprint
+from deepshadows.sky.header_journal import FILES_PER_PART, HeaderJournal, Scanned
 from deepshadows.sky.presets import Preset, preset_named
 from deepshadows.sky.tile_headers import FITS_SUFFIXES, bands_of, named_tile, stem
 from deepshadows.sky.tiles import BandSource, TileFiles
 
 SCAN_THREADS = 16
-FILES_PER_PART = 2_000
-"""What a scan that is broken off does again at most: some seconds of work."""
-JOURNAL_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -111,8 +104,7 @@ def scan_tiles(
     survey : str, optional
         Name of a `presets.Preset`, which knows file names, filters, zero point and scale.
     journal : str, optional
-        Folder that keeps what was found in each 2000 files, by their addresses and etags: a scan that was broken off
-        goes on there.
+        Folder that keeps what was found, by addresses and etags: a file that is known there is not opened.
 
     Returns
     -------
@@ -152,74 +144,29 @@ def index_files(
     return TileIndex(tiles, tuple(problems))
 
 
-@dataclass(frozen=True)
-class _Scanned:
-    """What the headers of one file tell: its bands, or what is wrong with it."""
-
-    url: str
-    found: tuple[tuple[str, str, BandSource], ...] = ()
-    problem: str = ""
-
-
 def _scan(
-    entries: list[storage.StoredObject], zero_point: float | None, preset: Preset | None, journal: str | None
-) -> Iterator[_Scanned]:
+    entries: Sequence[storage.StoredObject], zero_point: float | None, preset: Preset | None, folder: str | None
+) -> Iterator[Scanned]:
     """The headers of all files, in their order."""
+    journal = HeaderJournal(folder, [zero_point, preset.name if preset else None]) if folder else None
+    known = journal.read({(entry.url, entry.etag) for entry in entries}) if journal else {}
+    missing = [entry for entry in entries if (entry.url, entry.etag) not in known]
     with ThreadPoolExecutor(SCAN_THREADS, thread_name_prefix="headers") as pool:
-        for start in range(0, len(entries), FILES_PER_PART):
-            some = entries[start : start + FILES_PER_PART]
-            whole = journal and len(some) == FILES_PER_PART
-            part = _journal_part(journal, some, zero_point, preset) if journal and whole else None
-            if part and storage.exists(part):
-                yield from _read_journal(part)
-                continue
+        for start in range(0, len(missing), FILES_PER_PART):
+            some = missing[start : start + FILES_PER_PART]
             scanned = list(pool.map(lambda entry: _scan_file(entry, zero_point, preset), some))
-            if part:
-                _write_journal(part, scanned)
-            yield from scanned
+            known |= {(file.url, file.etag): file for file in scanned}
+            if journal:
+                journal.write(scanned)
+    return (known[entry.url, entry.etag] for entry in entries)
 
 
-def _scan_file(entry: storage.StoredObject, zero_point: float | None, preset: Preset | None) -> _Scanned:
+def _scan_file(entry: storage.StoredObject, zero_point: float | None, preset: Preset | None) -> Scanned:
     try:
         with fits_errors(entry.url):
-            return _Scanned(entry.url, tuple(bands_of(entry, zero_point, preset)))
+            return Scanned(entry.url, entry.etag, tuple(bands_of(entry, zero_point, preset)))
     except InputError as error:
-        return _Scanned(entry.url, problem=str(error))
-
-
-def _journal_part(
-    journal: str, some: list[storage.StoredObject], zero_point: float | None, preset: Preset | None
-) -> str:
-    """The address of what is known of these very files."""
-    survey = preset.name if preset else None
-    content = json.dumps([JOURNAL_VERSION, zero_point, survey, [(entry.url, entry.etag) for entry in some]])
-    return storage.join(journal, f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.parquet")
-
-
-def _write_journal(part: str, scanned: list[_Scanned]) -> None:
-    found = [json.dumps([(tile, band, asdict(source)) for tile, band, source in file.found]) for file in scanned]
-    columns = {"url": [file.url for file in scanned], "found": found, "problem": [file.problem for file in scanned]}
-    storage.write_table(part, pa.table(columns))
-
-
-def _read_journal(part: str) -> Iterator[_Scanned]:
-    try:
-        rows = pq.read_table(storage.open_arrow(part)).to_pylist()
-    except storage.ARROW_ERRORS as error:
-        raise storage.arrow_failure(part, error) from error
-    for row in rows:
-        found = ((tile, band, _source(fields)) for tile, band, fields in json.loads(row["found"]))
-        yield _Scanned(row["url"], tuple(found), row["problem"])
-
-
-def _source(fields: dict[str, Any]) -> BandSource:
-    return BandSource(
-        **{
-            **fields,
-            "shape": tuple(fields["shape"]),
-            "wcs_header": sys.intern(fields["wcs_header"]),
-        }
-    )
+        return Scanned(entry.url, entry.etag, problem=str(error))
 
 
 def _place(source: BandSource) -> dict[str, float]:

@@ -52,11 +52,14 @@ class Earlier:
         Units of each shard by its address, etag and size: a shard that has not changed is not opened.
     id_type : str
         Of the identifiers; empty where nothing was scored before.
+    headers : str, optional
+        Folder of what the headers of tiles told, see `header_journal`; without it, in the run directory.
     """
 
     units: Set[str] = frozenset()
     shards: Mapping[tuple[str, str, int], list[Unit]] = field(default_factory=dict)
     id_type: str = ""
+    headers: str | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def plan(settings: Classify, run: str, earlier: Earlier | None = None) -> Planne
     shards = _shards_of(settings)
     inventory = _inventory(settings, card, shards, earlier)
     existing = run_record.read_record(run)
-    if existing is not None and existing.inventory == inventory and earlier is None:
+    if existing is not None and existing.inventory == inventory and not (earlier and earlier.units):
         return Planned(existing, Plan(run, existing), Plan(run, existing), card)
     with tempfile.TemporaryDirectory(prefix="deepshadows-plan-") as scratch:
         cut = _cut_shards if settings.detections is None else partial(_cut_tiles, scratch=Path(scratch))
@@ -174,7 +177,7 @@ def _cut_tiles(
 ) -> tuple[Draft, Draft, str]:
     """Units of detections: those to score, all, and the type of the identifiers."""
     check_detections(settings)
-    index = index_tiles(settings, storage.join(run, "tiles") if new else None)
+    index = index_tiles(settings, earlier.headers or (storage.join(run, "tiles") if new else None))
     groups = group_by_tile(settings, index, scratch)
     unit_rows = unit_size_rows(settings.unit_rows, settings.unit_mib, groups.rows, TILE_UNIT_ROWS)
     if new:

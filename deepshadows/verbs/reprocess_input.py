@@ -20,7 +20,8 @@ from deepshadows.sky.tile_headers import FITS_SUFFIXES
 from deepshadows.verbs.classify_plan import Earlier
 
 FOLDER = "reprocess"
-"""CAT/reprocess: the lease, what was seen last, and the run under way."""
+"""CAT/reprocess: the lease, what was seen last, what the headers of tiles told, and the run under way."""
+HEADERS = "headers"
 _DOES_NOT_MATTER = {"address", "batch_size", "scorers", "threads", "retries", "threshold", "fail_on_drift"}
 
 
@@ -111,18 +112,19 @@ def remove_runs(catalog: str, keep: str = "") -> None:
     """
     entries = storage.list_objects(workplace(catalog))
     names = {storage.relative(entry.url, workplace(catalog)).split("/")[0] for entry in entries}
-    for name in names - {"lease.json", "seen.json", storage.name_of(keep)}:
+    for name in names - {"lease.json", "seen.json", HEADERS, storage.name_of(keep)}:
         storage.delete_folder(storage.join(workplace(catalog), name))
 
 
-def scored_earlier(inventory: Inventory | None) -> Earlier:
+def scored_earlier(catalog: str, inventory: Inventory | None) -> Earlier:
     """What a plan may leave out; quarantined units are tried again each time."""
+    headers = storage.join(workplace(catalog), HEADERS)
     if inventory is None:
-        return Earlier()
+        return Earlier(headers=headers)
     shards: dict[tuple[str, str, int], list[Unit]] = defaultdict(list)
     names = [name for name in UNIT_SCHEMA.names if name != "source"]
     of_shards = inventory.units.filter(pc.equal(inventory.units["kind"], UnitKind.SHARD.value))
     for row in of_shards.select(names).to_pylist():
         shards[row["url"], row["etag"], row["size_bytes"]].append(Unit(**row))
     units = frozenset(inventory.scored["unit"].to_pylist())
-    return Earlier(units=units, shards=shards, id_type=inventory.summary.id_type)
+    return Earlier(units=units, shards=shards, id_type=inventory.summary.id_type, headers=headers)

@@ -95,7 +95,7 @@ def update(settings: Reprocess, recipe: str, look: str, lease: Lease, started: f
     target = run_url(settings.catalog, look, current.name or "")
     remove_runs(settings.catalog, keep=target)
     with ray_session(settings.address):
-        scored = _score(classify_settings(settings, target), current.stays)
+        scored = _score(classify_settings(settings, target), current.stays, settings.catalog)
         lease.check()
         idle = current.stays and not scored.gone and not scored.sources
         outcome = None if idle else _make_version(settings, card, _training(card, fitted), current, scored)
@@ -114,10 +114,10 @@ def _current(catalog: str, recipe: str) -> Current:
     return Current(pointer=pointer, inventory=found, stays=found if found and found.summary.recipe == recipe else None)
 
 
-def _score(settings: Classify, stays: Inventory | None) -> Scored:
+def _score(settings: Classify, stays: Inventory | None, catalog: str) -> Scored:
     """Score what the version before lacks, as a run of `classify`."""
     run = settings.output
-    planned = plan(settings, run, scored_earlier(stays) if stays else None)
+    planned = plan(settings, run, scored_earlier(catalog, stays))
     manifest = None
     if len(planned.units):
         classify.carry_out(settings, planned.record)

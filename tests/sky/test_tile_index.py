@@ -6,11 +6,13 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from deepshadows import storage
-from deepshadows.outcomes import StorageError
-from deepshadows.sky import tile_index
+from deepshadows.outcomes import InputError, StorageError
+from deepshadows.sky import header_journal, tile_index
 from deepshadows.sky.tile_index import scan_tiles
 from tests.sky.tile_files import noise, tan_wcs, write_band, write_tile
 
@@ -73,7 +75,7 @@ def test_a_scan_that_was_broken_off_goes_on(place: str, tmp_path: Path, monkeypa
     assert len(reads.requests) == 13 - 6
     reads.requests.clear()
     assert scan_tiles(f"{place}/tiles", journal=f"{place}/journal") == whole
-    assert len(reads.requests) == 1, "a last part that is not full is not kept"
+    assert len(reads.requests) == 1, "what is wrong with a file is looked at again"
 
 
 def test_a_file_that_has_changed_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +85,45 @@ def test_a_file_that_has_changed_is_read_again(tmp_path: Path, monkeypatch: pyte
     scan_tiles(str(tmp_path / "tiles"), journal=journal)
     (tmp_path / "tiles" / "T1_r.fits").unlink()
     write_tile(tmp_path / "tiles", shape=(30, 30), bands="r")
+    reads = Reads(monkeypatch)
     index = scan_tiles(str(tmp_path / "tiles"), journal=journal)
+    assert list(reads.requests) == [str(tmp_path / "tiles" / "T1_r.fits")]
     assert index.tiles[0].bands["r"].shape == (30, 30)
     assert scan_tiles(str(tmp_path / "tiles"), zero_point=25.0, journal=journal).tiles == index.tiles
+
+
+def test_what_is_out_of_date_is_cleared_away(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files come, change and go; the journal gives what a scan without it gives, and stays small."""
+    monkeypatch.setattr(header_journal, "FILES_PER_PART", 2)
+    monkeypatch.setattr(tile_index, "FILES_PER_PART", 2)
+    folder, journal = f"{place}/tiles", f"{place}/journal"
+    write_tile(tmp_path, shape=(20, 20))
+    contents = [path.read_bytes() for path in tmp_path.iterdir()]
+    rng = np.random.default_rng(4)
+    for turn in range(30):
+        name = f"{folder}/T{rng.integers(4)}_{'gr'[turn % 2]}.fits"
+        if turn > 10 and rng.random() < 0.4 and storage.exists(name):
+            storage.delete(name)
+        else:
+            storage.write(name, contents[rng.integers(len(contents))])
+        assert scan_tiles(folder, journal=journal) == scan_tiles(folder)
+    here = len(storage.list_objects(folder))
+    kept = [pq.read_metadata(storage.open_arrow(part.url)).num_rows for part in storage.list_objects(journal)]
+    assert sum(kept) <= 2 * here + 1
+
+
+def test_a_damaged_part_is_named(tmp_path: Path) -> None:
+    write_tile(tmp_path / "tiles", shape=(20, 20))
+    journal = str(tmp_path / "journal")
+    scan_tiles(str(tmp_path / "tiles"), journal=journal)
+    (part,) = storage.list_objects(journal)
+    table = pq.read_table(part.url)
+    for bad in (b"PAR1", None):
+        if bad is None:
+            storage.write_table(
+                part.url, table.set_column(2, "found", pa.array(['[["T1", "g", {}]]'] * table.num_rows))
+            )
+        else:
+            storage.write(part.url, bad)
+        with pytest.raises(InputError, match=r"delete it|damaged"):
+            scan_tiles(str(tmp_path / "tiles"), journal=journal)

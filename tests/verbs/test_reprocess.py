@@ -24,6 +24,7 @@ from deepshadows.settings import Classify, Publish, Reprocess, Versions
 from deepshadows.sky.shards import Cutouts, list_shards, read_shards, write_shard
 from deepshadows.verbs import classify, publish, reprocess, versions
 from tests.sky.test_shards import cutouts_of
+from tests.sky.test_tile_index import Reads
 from tests.sky.tile_files import write_tile
 
 pytestmark = [
@@ -144,8 +145,13 @@ def test_new_weights_score_everything_and_tell_who_changed_side(
     assert sum(json.loads(storage.read(f"{place}/cat/v0002/diff.json"))["objects"]["shifts"]) == 120
 
 
-def test_a_tile_that_comes_takes_detections_from_its_neighbour(tmp_path: Path, checkpoint: str) -> None:
-    """Each detection belongs to the tile where it lies deepest inside: the units of a neighbour change with a tile."""
+def test_a_tile_that_comes_takes_detections_from_its_neighbour(
+    tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each detection belongs to the tile where it lies deepest inside: the units of a neighbour change with a tile.
+
+    Headers of tiles that were there before are not read again.
+    """
     place = str(tmp_path)
     wcs = write_tile(tmp_path / "in", "A")
     rng = np.random.default_rng(3)
@@ -160,7 +166,9 @@ def test_a_tile_that_comes_takes_detections_from_its_neighbour(tmp_path: Path, c
     assert first.figures["rows_unscored"] > 0, "detections off tile A"
     write_tile(tmp_path / "in", "B", ra=30.0 - 200 * 0.263 / 3600 / np.cos(np.radians(30)))
     write_tile(tmp_path / "in", "far", ra=90.0)
+    reads = Reads(monkeypatch)
     second = updated(place, checkpoint, **detect(60))
+    assert {Path(url).name[0] for url in reads.requests} == {"B", "f"}
     assert second.figures["units_gone"] >= 2, "tile A and what lay off it"
     assert content(f"{place}/cat").equals(anew(place, checkpoint, "full", **detect(60)))
     for path in (tmp_path / "in").glob("B*"):

@@ -136,9 +136,12 @@ def load_scorer(
     net, card = checkpoint.load(url)
     fitted = uncertainty.read(url, card)
     on_cuda = (device or ("cuda" if torch.cuda.is_available() else "cpu")) == "cuda"
-    builders: list[Callable[[], Engine]] = [
+    halves: list[Callable[[], Engine]] = [
         lambda: fused_cpu(net, fitted, batch_size=batch_size, threads=threads),
         lambda: engines.folded_cpu(net, torch.bfloat16, fitted, batch_size=batch_size, threads=threads),
+    ]
+    builders: list[Callable[[], Engine]] = [
+        *(reversed(halves) if has_tiles() else halves),
         lambda: engines.folded_cpu(net, torch.float32, fitted, batch_size=batch_size, threads=threads),
     ]
     reference = engines.exact_cpu(net, fitted, threads=threads)
@@ -149,6 +152,11 @@ def load_scorer(
     if on_cuda:
         builders = [lambda: CudaEngine(net, fitted, exact=False, batch_size=batch_size)]
     return choose(card, builders, reference, slow, domain)
+
+
+def has_tiles() -> bool:
+    """Whether the CPU multiplies tiles of bfloat16 (AMX): oneDNN uses them, at 1.5 times the rate of our C without."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
 def choose(

@@ -33,6 +33,7 @@ from deepshadows.model.card import Card
 from deepshadows.model.engines import Engine, EngineUnavailableError
 from deepshadows.model.fused import fused_cpu
 from deepshadows.model.network import DeepShadowsNet, to_input
+from deepshadows.model.scorer import has_tiles, load_scorer
 from deepshadows.settings import DEFAULT_NETWORK
 from deepshadows.sky.cutouts import Geometry
 from deepshadows.sky.shards import Cutouts, list_shards, read_cutouts, read_npz
@@ -46,8 +47,9 @@ Images = NDArray[np.uint8]
 Run = Callable[[Images], NDArray[np.float32]]
 """Logits (N,) of one batch (N, 64, 64, 3)."""
 Labels = NDArray[np.int8]
-SCORER, AS_USED, SECOND = "the scorer", "the scorer, with error and distance", "its second choice, oneDNN"
-OURS = (SCORER, AS_USED, SECOND)
+USED = ", with error and distance"
+IN_C, FOLDED = "our C", "oneDNN, batch norms folded in"
+OURS = (IN_C, IN_C + USED, FOLDED, FOLDED + USED)
 MOST_SIMULATED, FEWEST_GUARDED = 4_000, 2_000
 BATCHES = (64, 256)
 
@@ -145,11 +147,12 @@ def our_ways(fitted: uncertainty.Uncertainty | None, net: DeepShadowsNet, batch:
         return run
 
     try:
-        yield SCORER, logits_of(fused_cpu(net, **sizes))
-        yield AS_USED, logits_of(fused_cpu(net, fitted, **sizes))
+        yield IN_C, logits_of(fused_cpu(net, **sizes))
+        yield IN_C + USED, logits_of(fused_cpu(net, fitted, **sizes))
     except EngineUnavailableError as error:
         print(f"left out: {error}")
-    yield SECOND, logits_of(engines.folded_cpu(net, torch.bfloat16, **sizes))
+    yield FOLDED, logits_of(engines.folded_cpu(net, torch.bfloat16, **sizes))
+    yield FOLDED + USED, logits_of(engines.folded_cpu(net, torch.bfloat16, fitted, **sizes))
 
 
 def over(run: Run, images: Images, batch: int) -> NDArray[np.float32]:
@@ -243,14 +246,17 @@ def report(
     agrees: dict[str, Agreement],
     what: str,
 ) -> None:
+    engine = load_scorer(DEFAULT_NETWORK, precision="fast").engine
+
     def median(name: str, batch: int, column: int) -> float:
         return statistics.median(values[column] for values in rounds[name, batch])
 
     lines = [
         f"`python -m tests.benchmarks.bench_scorer`, {machine()}; {what}, each at its best batch. As the "
-        f"reference: the guard of DESIGN section 5, on {agrees[SECOND].images} distinct ones, simulated and real"
-        f"{'' if agrees[SECOND].images >= FEWEST_GUARDED else ', too few to assert it for our own engines'}. "
-        f"Runnable processes on this machine meanwhile: {os.getloadavg()[1]:.0f}.",
+        f"reference: the guard of DESIGN section 5, on {agrees[FOLDED].images} distinct ones, simulated and real"
+        f"{'' if agrees[FOLDED].images >= FEWEST_GUARDED else ', too few to assert it for our own engines'}. "
+        f"Runnable processes on this machine meanwhile: {os.getloadavg()[1]:.0f}. `--precision fast` takes here: "
+        f"{engine}.",
         "",
         "| | images/s | CPU-µs per image | batch | as the reference |",
         "|---|---|---|---|---|",
@@ -262,11 +268,11 @@ def report(
         lines.append(f"| {name} | {rate:.0f} | {cpu_us:.0f} | {best} | {agrees[name]} |")
         figures |= {f"{name} images_per_s": round(rate), f"{name} cpu_us_per_image": round(cpu_us, 1)}
         figures |= {f"{name} guard": asdict(agrees[name])}
-        if name == AS_USED:
+        if name == (FOLDED if has_tiles() else IN_C) + USED:
             figures["fast_images_per_s"] = round(1e6 * (os.cpu_count() or 1) / cpu_us)  # of cores with nothing else
     print("\n".join(lines))
-    write_section("Scorer beside other engines", lines)
-    write_figures("scorer", figures)
+    write_section("Scorer beside other engines" + (", on a CPU with AMX" if has_tiles() else ""), lines)
+    write_figures("scorer_amx" if has_tiles() else "scorer", figures)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Scoring: exact does not depend on neighbours, fast agrees with exact or is not used."""
 
 import multiprocessing
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from deepshadows.model import checkpoint, engines
+from deepshadows.model import checkpoint, engines, fused
 from deepshadows.model.card import Card
 from deepshadows.model.cuda import MixedNet
 from deepshadows.model.engines import EngineUnavailableError, LastLayer
@@ -93,6 +94,13 @@ def test_fast_agrees_with_exact_and_says_what_it_is(trained: str) -> None:
     assert difference.max() <= 0.02
     assert "bf16" in fast.engine or "folded" in fast.engine
     assert "instead of fast" not in fast.engine
+
+
+def test_the_engine_is_the_one_that_was_fastest_on_such_a_cpu(trained: str) -> None:
+    has = torch.cpu.get_capabilities()
+    in_c = all(has.get(name, False) for name in fused.NEEDED) and shutil.which("cc") is not None
+    wanted = "bf16 folded" if has.get("amx_bf16") else "bf16 fused" if in_c else "folded"
+    assert load_scorer(trained, precision="fast").engine.endswith(wanted)
 
 
 def test_an_engine_that_differs_is_refused_and_the_reason_recorded() -> None:

@@ -89,7 +89,7 @@ def known_receipts(run: str, fingerprint: str, listing: pa.Table) -> pa.Table:
     parts = [_SCHEMA.empty_table()]
     for entry in storage.list_objects(storage.join(run, "journal"), (".parquet",)):
         try:
-            part = pq.read_table(storage.open_arrow(entry.url), page_checksum_verification=True)
+            part = pq.read_table(io.BytesIO(storage.read(entry.url)), page_checksum_verification=True)
             part.validate(full=True)
         except storage.ARROW_ERRORS as error:
             raise storage.arrow_failure(entry.url, error) from error

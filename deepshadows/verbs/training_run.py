@@ -275,6 +275,6 @@ def lines_of(trained: Trained) -> list[str]:
         *data.notes,
         f"trained on {made.rows - made.validation_rows} cut-outs, validated on {made.validation_rows} ({counts})",
         *([f"left out: {left_out}"] if left_out else []),
-        *([f"steps by {made.arithmetic}: C takes half the time"] if made.arithmetic.startswith("torch,") else []),
+        *([f"steps by {made.arithmetic}: C is faster"] if made.arithmetic.startswith("torch,") else []),
         f"epoch {made.kept_epoch} of {made.epochs} kept{stopped}",
     ]

@@ -78,20 +78,24 @@ def carry_out(order: Order, data: TrainingSet) -> Trained:
         return _done_already(card, data)
     folder = storage.join(order.output, STATE_FOLDER)
     with Lease(folder) as lease:
-        if (card := finished(order.output, plan)) is None:  # else committed while this driver waited for the lease
-            resumed = claim(order.output, plan)
-            with ray_session(order.address):
-                state = _fit(order, data.fingerprint, lease.token)
-            lease.check()
-            made = _commit(order, state, plan, data, lease)
+        card = finished(order.output, plan)  # committed while this driver waited for the lease?
+        trained = _trained(order, plan, data, lease) if card is None else _done_already(card, data)
     storage.delete_folder(folder)  # now that no heartbeat writes there
-    if card is not None:
-        return _done_already(card, data)
+    return trained
+
+
+def _trained(order: Order, plan: Plan, data: TrainingSet, lease: Lease) -> Trained:
+    """Train to the end, or go on where a training stopped, and write the checkpoint."""
+    resumed = claim(order.output, plan)
+    with ray_session(order.address):
+        state = _fit(order, data.fingerprint, lease.token)
+    lease.check()
+    card = _commit(order, state, plan, data, lease)
     images_per_s = float(np.median([epoch.images_per_s for epoch in state.log]))
     counts = [epoch.workers for epoch in state.log]
     resized = f"workers by epoch: {' '.join(map(str, counts))}" if len(set(counts)) > 1 else None
     notes = tuple(note for note in (resumed, resized) if note)
-    return Trained(card=made, data=data, images_per_s=images_per_s, notes=notes)
+    return Trained(card=card, data=data, images_per_s=images_per_s, notes=notes)
 
 
 def _done_already(card: Card, data: TrainingSet) -> Trained:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,12 +24,9 @@ from deepshadows.sky.presets import PRESETS
 from deepshadows.sky.stretch import DES
 from deepshadows.sky.tile_rows import Pixels, TileRows, each_window
 from tests.benchmarks.results import read_figures
+from tests.readme_tables import README, with_table
 
-README = Path(__file__).parents[2] / "README.md"
-BEGIN, END = (
-    "<!-- survey costs: python -m tests.benchmarks.survey_costs --readme -->\n",
-    "<!-- end of survey costs -->\n",
-)
+COMMAND = "python -m tests.benchmarks.survey_costs --readme"
 BILLION = 10**9
 MEASURED_PIXELS = 3 * 4_000**2
 """Of the tile that bench_cutouts measures, three bands."""
@@ -157,19 +153,13 @@ def table(figures: Figures) -> list[str]:
     return [*lines, *("| " + " | ".join(row.values()) + " |" for row in rows)]
 
 
-def with_table(readme: str, lines: list[str]) -> str:
-    """The README with the lines between its markers."""
-    before, rest = readme.split(BEGIN)
-    return before + BEGIN + "\n".join(lines) + "\n" + END + rest.split(END)[1]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--readme", action="store_true")
     lines = table(read_figures())
     print("\n".join(lines))
     if parser.parse_args().readme:
-        README.write_text(with_table(README.read_text(), lines))
+        README.write_text(with_table(README.read_text(), COMMAND, lines))
 
 
 if __name__ == "__main__":

@@ -65,13 +65,6 @@ def test_what_is_not_measured_is_said(lacking: str) -> None:
     assert NOT_MEASURED in costs(figures, SURVEYS[0]).values()
 
 
-def test_the_table_goes_between_its_markers() -> None:
-    text = README.read_text()
-    changed = with_table(text, ["| new |"])
-    assert f"{BEGIN}| new |\n{END}" in changed
-    assert with_table(changed, table(read_figures())) == with_table(text, table(read_figures()))
-
-
 def test_the_readme_shows_the_figures_that_are_committed() -> None:
     text = README.read_text()
-    assert with_table(text, table(read_figures())) == text, "python -m tests.benchmarks.survey_costs --readme"
+    assert with_table(text, COMMAND, table(read_figures())) == text, COMMAND

@@ -79,11 +79,17 @@ class RayHead:
         family = self.family()
         self.process.terminate()
         _, alive = psutil.wait_procs([psutil.Process(self.process.pid), *family] if family else [], timeout=10)
-        for process in alive:
-            process.kill()
+        kill(alive)
         self.process.kill()
         self.process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def kill(processes: Iterable[psutil.Process]) -> None:
+    """Without a warning, each of them that has not ended by itself meanwhile."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def free_ports(count: int) -> list[int]:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.end_to_end.ray_head import kill
+
 ROOT = Path(__file__).parents[2]
 CPUS = 2
 
@@ -77,8 +79,7 @@ class RayNodes:
         assert self.process.stdin is not None
         self.process.stdin.close()
         _, alive = psutil.wait_procs([psutil.Process(self.process.pid), *family], timeout=20)
-        for process in alive:
-            process.kill()
+        kill(alive)
         self.process.wait()
 
 

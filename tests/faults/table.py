@@ -1,19 +1,20 @@
-"""What came of the fault tests, as a table: `python -m tests.faults.table FAULTS.xml [MORE.xml] [--readme README.md]`.
+"""What came of the fault tests, as a table: `python -m tests.faults.table FAULTS.xml [MORE.xml] [--readme]`.
 
-Reads JUnit files of `pytest -n 0 -m faults --junitxml FAULTS.xml`. With `--readme`, puts the table between its marks
-there.
+Reads JUnit files of `pytest -n 0 -m faults --junitxml FAULTS.xml`. With `--readme`, puts the table into the
+README.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
-BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
+from tests.readme_tables import README, with_table
+
+COMMAND = "python -m tests.faults.table FAULTS.xml --readme"
 
 
 @dataclass
@@ -44,7 +45,7 @@ def rows_of(files: list[Path]) -> dict[str, Row]:
     return rows
 
 
-def table_of(rows: dict[str, Row]) -> str:
+def table_of(rows: dict[str, Row]) -> list[str]:
     """Markdown: fault, trials, outcome, seconds of the longest test."""
     lines = ["| fault | trials | what came of it | longest test, s |", "|---|---|---|---|"]
     for fault, row in rows.items():
@@ -55,20 +56,18 @@ def table_of(rows: dict[str, Row]) -> str:
         lines.append(f"| {fault} | {row.outcomes.total()} | {'; '.join(told)} | {row.longest_s:.0f} |")
     trials = sum(row.outcomes.total() for row in rows.values())
     failed = sum(row.failed for row in rows.values())
-    return "\n".join([*lines, "", f"{trials} trials of {len(rows)} faults; {failed} tests failed."])
+    return [*lines, "", f"{trials} trials of {len(rows)} faults; {failed} tests failed."]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="+", type=Path)
-    parser.add_argument("--readme", type=Path)
+    parser.add_argument("--readme", action="store_true")
     wanted = parser.parse_args()
-    table = table_of(rows_of(wanted.files))
-    print(table)
+    lines = table_of(rows_of(wanted.files))
+    print("\n".join(lines))
     if wanted.readme:
-        text = wanted.readme.read_text()
-        marked = re.compile(re.escape(BEGIN) + ".*" + re.escape(END), re.DOTALL)
-        wanted.readme.write_text(marked.sub(lambda _: f"{BEGIN}\n{table}\n{END}", text, count=1))
+        README.write_text(with_table(README.read_text(), COMMAND, lines))
 
 
 if __name__ == "__main__":

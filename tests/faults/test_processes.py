@@ -15,7 +15,7 @@ from deepshadows import storage
 from deepshadows.outcomes import ExitCode, UsageError
 from deepshadows.run.lease import TTL_S
 from deepshadows.run.manifest import read_manifest
-from tests.end_to_end.ray_head import RayHead
+from tests.end_to_end.ray_head import RayHead, kill
 from tests.faults.place import LIMIT_S, UNITS, Driver, Place, catalogue, count_scores
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
@@ -78,8 +78,7 @@ def test_the_head_is_lost_and_the_job_submitted_again(place: Place, target: str,
     environment = {name: value for name, value in place.nodes.environment.items() if name != "RAY_AUTH_TOKEN"}
 
     def kill_all(head: RayHead) -> None:
-        for process in [*psutil.Process(head.process.pid).children(recursive=True), head.process]:
-            process.kill()
+        kill([*head.family(), psutil.Process(head.process.pid)])
 
     head = RayHead(environment)
     try:

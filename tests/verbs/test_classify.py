@@ -32,7 +32,7 @@ from deepshadows.sky.stretch import DES
 from deepshadows.sky.tile_index import scan_tiles
 from deepshadows.sky.tiles import read_tile
 from deepshadows.verbs import classify
-from tests.end_to_end.ray_head import listeners
+from tests.end_to_end.ray_head import kill, listeners
 from tests.sky.test_shards import cutouts_of
 from tests.sky.tile_files import noise, tan_wcs, write_band, write_tile
 
@@ -333,9 +333,7 @@ def test_a_killed_driver_s_run_goes_on_with_exactly_what_is_missing(checkpoint: 
     agents = [process for process, name in family.items() if name.endswith("Agent")]  # these outlive it by minutes
     _, alive = psutil.wait_procs(family.keys() - agents, timeout=60)  # a worker may finish what it has in hand
     assert not alive
-    for agent in agents:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            agent.kill()
+    kill(agents)
     kept = {entry.url: entry.etag for entry in storage.list_objects(storage.join(target, "scores"))}
     assert 5 <= len(kept) < 40
     assert not storage.exists(storage.join(target, "manifest.json"))

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from deepshadows.verbs.paper.samples import Sample, read_sample, split_sample
 from deepshadows.verbs.paper.scale import SCALES, Scale
 from deepshadows.verbs.paper.study import Study
 from deepshadows.verbs.paper.three_classes import confusion, measures, resampled, types_by_score
-from deepshadows.verbs.paper.trainings import Outcome, Trainer, Workplace
+from deepshadows.verbs.paper.trainings import FeatureJob, Outcome, Trainer, Workplace
 from deepshadows.verbs.paper.transfer import examples, pool_and_test
 from tests.model.blobs import blob_cutouts
 from tests.model.measurements import measured
@@ -441,6 +442,26 @@ def test_no_room_for_a_training_is_told_at_once(ray_local: None, tmp_path: Path)
         trainer = Trainer(folder=str(tmp_path), place=place)
         with pytest.raises(UsageError, match=message):
             out_of_fold(trainer, "svm", *table, folds=2, seed=1, searched=False)
+
+
+def test_classifiers_on_features_take_one_cpu_each(ray_local: None, tmp_path: Path) -> None:
+    """Whatever a network takes: each of these jobs waits until the others are at work."""
+    table, labels = samples_of_two_classes()
+    rows = np.arange(len(labels))
+
+    class Meeting(FeatureJob):
+        def work(self, images: np.ndarray, place: Workplace) -> Outcome:
+            (tmp_path / self.name).touch()
+            deadline = time.monotonic() + 60
+            while len(list(tmp_path.glob("job *"))) < 3:
+                assert time.monotonic() < deadline, "the others do not come"
+                time.sleep(0.01)
+            return super().work(images, place)
+
+    same = {"kind": "svm", "values": table, "labels": labels, "train": rows, "test": rows, "search_on": None}
+    jobs = [Meeting(name=f"job {seed}", seed=seed, **same) for seed in range(3)]  # type: ignore[arg-type]
+    trainer = Trainer(folder=str(tmp_path / "out"), place=Workplace(threads=2, gpu=False))
+    assert len(trainer.run(None, jobs, "meeting")) == 3
 
 
 def samples_of_two_classes() -> tuple[np.ndarray, np.ndarray]:

@@ -145,6 +145,7 @@ def test_new_weights_score_everything_and_tell_who_changed_side(
     assert sum(json.loads(storage.read(f"{place}/cat/v0002/diff.json"))["objects"]["shifts"]) == 120
 
 
+@pytest.mark.slow
 def test_a_tile_that_comes_takes_detections_from_its_neighbour(
     tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

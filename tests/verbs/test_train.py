@@ -188,6 +188,7 @@ def test_a_second_training_beside_a_live_one_changes_nothing(tmp_path: Path, ver
     assert [storage.relative(entry.url, state) for entry in storage.list_objects(inputs["output"])] == ["lease.json"]
 
 
+@pytest.mark.slow
 def test_a_training_that_was_taken_over_commits_nothing(ray_local: None, tmp_path: Path) -> None:
     """Its workers stop too: what they would save is another's by now."""
     inputs = write_inputs(str(tmp_path), blob_cutouts(120), epochs=500)
@@ -210,6 +211,7 @@ def test_a_training_that_was_taken_over_commits_nothing(ray_local: None, tmp_pat
     assert not (tmp_path / "checkpoint" / "card.json").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_driver_is_taken_up_again(ray_local: None, tmp_path: Path) -> None:
     """And left alone while it lives."""
     inputs = write_inputs(str(tmp_path), blob_cutouts(160), epochs=8)

@@ -89,6 +89,10 @@ class Job(Protocol):
         """Arrays, bytes and JSON values that decide the result."""
         ...
 
+    def resources(self, place: Workplace) -> Mapping[str, float]:
+        """What Ray keeps free for it."""
+        ...
+
     def work(self, images: NDArray[np.uint8], place: Workplace) -> Outcome: ...
 
 
@@ -132,6 +136,9 @@ class NetworkJob:
         told = (self.labels[self.train], self.labels[self.validation])
         recipe = self.recipe.model_dump(exclude={"name", "threads", "weights"})
         return ("network", *rows, *told, self.start or b"", recipe, self.classes, self.keep_weights, torch.__version__)
+
+    def resources(self, place: Workplace) -> Mapping[str, float]:
+        return {"num_cpus": place.threads, "num_gpus": _GPU_SHARE if place.gpu else 0}
 
     def work(self, images: NDArray[np.uint8], place: Workplace) -> Outcome:
         torch.set_num_threads(place.threads)
@@ -181,6 +188,9 @@ class FeatureJob:
         papers = dict(baselines.PAPER_PARAMETERS[self.kind])
         return ("features", self.kind, self.values, self.labels, *rows, self.seed, grid, papers, sklearn.__version__)
 
+    def resources(self, place: Workplace) -> Mapping[str, float]:
+        return {"num_cpus": 1}  # neither classifier is fitted on more
+
     def work(self, images: NDArray[np.uint8], place: Workplace) -> Outcome:
         started = time.perf_counter()
         parameters, held = dict(baselines.PAPER_PARAMETERS[self.kind]), self.search_on
@@ -199,9 +209,17 @@ def network(weights: bytes) -> DeepShadowsNet:
     return net.eval()
 
 
-@ray.remote(num_cpus=1)
+@ray.remote
 def _work(job: Job, images: NDArray[np.uint8], place: Workplace) -> Outcome:
     return job.work(images, place)
+
+
+class _Task:
+    """The task of a job, with the resources of that job."""
+
+    @staticmethod
+    def remote(job: Job, images: Any, place: Workplace) -> Any:
+        return _work.options(**job.resources(place)).remote(job, images, place)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,10 +246,8 @@ class Trainer:
         if pixels not in self._images:
             self._images[pixels] = ray.put(images)
         items = [(job, self._images[pixels], self.place) for job in jobs.values()]
-        gpus = {"num_gpus": _GPU_SHARE} if self.place.gpu else {}
         self._check_room()
-        task = _work.options(num_cpus=self.place.threads, **gpus)
-        results = zip(jobs, in_order(task, items), strict=True)
+        results = zip(jobs, in_order(_Task, items), strict=True)
         done = {}
         for address, outcome in track(results, what, len(jobs)):
             storage.write(address, outcome.to_bytes())

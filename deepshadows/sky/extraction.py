@@ -174,11 +174,14 @@ def _combined(planes: list[Plane]) -> Plane:
     weight = np.zeros(planes[0].flux.shape, dtype=np.float32)
     total = np.zeros_like(weight)
     for plane in planes:
-        share = np.where(plane.valid, np.float32(plane.sigma**-2), np.float32(0))
+        share = plane.valid * np.float32(plane.sigma**-2)
         weight += share
-        total += share * plane.flux
+        share *= plane.flux
+        total += share
     valid = weight > 0
-    return Plane(np.where(valid, total / np.sqrt(np.where(valid, weight, 1)), np.float32(0)), valid, 1.0)
+    total[~valid], weight[~valid] = 0, 1
+    total /= np.sqrt(weight, out=weight)
+    return Plane(total, valid, 1.0)
 
 
 def _gaussian_kernel(fwhm_pix: float, side: int) -> NDArray[np.float32]:

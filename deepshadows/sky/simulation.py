@@ -224,7 +224,8 @@ def tile_wcs_header(survey: Survey, tile_number: int, size_pix: int) -> fits.Hea
 def as_tile(simulated: SimulatedTile, bands: tuple[str, ...]) -> Tile:
     """The same tile as if read from its files, without the loss of compression."""
     order = [simulated.survey.bands.index(band) for band in bands]
-    flux = simulated.flux[order] / np.float32(simulated.survey.counts_per_nmgy)
+    flux = simulated.flux[order]
+    flux /= np.float32(simulated.survey.counts_per_nmgy)
     return Tile(
         tile_id=simulated.tile_id,
         bands=bands,

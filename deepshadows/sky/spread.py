@@ -111,21 +111,24 @@ def spread_model(
     if not np.isfinite(fwhm_pix):
         return spread, error
     shapes = templates(fwhm_pix)
-    padded = np.pad(np.where(valid, flux, 0).astype(np.float64), shapes.half)
-    weights = np.pad(valid.astype(np.float64), shapes.half)
     for start in range(0, len(x), _CHUNK):
         part = slice(start, start + _CHUNK)
-        spread[part], error[part] = _spread(padded, weights, x[part], y[part], shapes, sigma)
+        spread[part], error[part] = _spread(flux, valid, x[part], y[part], shapes, sigma)
     return spread, error
 
 
-def _spread(padded: F64, weights: F64, x: F64, y: F64, shapes: Templates, sigma: float) -> tuple[F64, F64]:
+def _spread(
+    flux: NDArray[np.float32], valid: NDArray[np.bool_], x: F64, y: F64, shapes: Templates, sigma: float
+) -> tuple[F64, F64]:
     columns, rows = np.floor(x + 0.5).astype(int), np.floor(y + 0.5).astype(int)
     phase_x = np.clip(np.rint((x - columns) * PHASES).astype(int) + PHASES // 2, 0, PHASES - 1)
     phase_y = np.clip(np.rint((y - rows) * PHASES).astype(int) + PHASES // 2, 0, PHASES - 1)
-    offsets = np.arange(2 * shapes.half + 1)  # the padding moves every index by `half`
+    offsets = np.arange(-shapes.half, shapes.half + 1)
     where = (rows[:, None, None] + offsets[:, None], columns[:, None, None] + offsets[None, :])
-    pixels, weight = padded[where], weights[where]
+    inside = [(index >= 0) & (index < size) for index, size in zip(where, flux.shape, strict=True)]
+    nearest = tuple(np.clip(index, 0, size - 1) for index, size in zip(where, flux.shape, strict=True))
+    counts = valid[nearest] & inside[0] & inside[1]
+    pixels, weight = np.where(counts, flux[nearest], 0).astype(np.float64), counts.astype(np.float64)
     phi, g = shapes.phi[phase_y, phase_x], shapes.g[phase_y, phase_x]
 
     def dot(a: F64, b: F64) -> F64:

@@ -116,7 +116,7 @@ def standing_apart(ra: NDArray[np.float64], dec: NDArray[np.float64], mag: NDArr
 
 
 _KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
-"""To glibc: a tile's images are freed and taken anew all the time, and getting them from the kernel is a tenth of it."""
+"""To glibc: a tile's images are freed and taken anew, and to get them from the kernel takes a tenth of the time."""
 
 _labelled_cutouts = ray.remote(num_cpus=1, runtime_env={"env_vars": _KEEP_FREED_MEMORY})(labelled_cutouts)
 

@@ -18,7 +18,9 @@ def in_flight() -> int:
 
 
 def in_order(task: Any, items: Iterable[tuple[Any, ...]], limit: int | None = None) -> Generator[Any]:
-    """Results of `task.remote(*item)`, whatever starts a task by that name, at most `limit` (else `in_flight()`) tasks ahead of what was taken.
+    """Results of `task.remote(*item)`, at most `limit` (else `in_flight()`) tasks ahead of what was taken.
+
+    `task` is Ray's, or whatever starts one by that name.
 
     A `Failure` raised in a task is raised here as itself; tasks still waiting are cancelled.
     """

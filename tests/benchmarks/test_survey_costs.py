@@ -6,17 +6,15 @@ import pytest
 
 from tests.benchmarks.results import read_figures
 from tests.benchmarks.survey_costs import (
-    BEGIN,
-    END,
+    COMMAND,
     NOT_MEASURED,
-    README,
     SURVEYS,
     Survey,
     costs,
     reads,
     table,
-    with_table,
 )
+from tests.readme_tables import README, with_table
 
 SMALL = Survey(name="small", tile_pix=2_000, bands=3, tile_band_mb=10.0, detections_per_tile=250_000)
 FIGURES = {

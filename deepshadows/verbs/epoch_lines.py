@@ -3,42 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
 from typing import Any
 
-import ray
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import RunningState
 from ray.train.v2.api.callback import RayTrainCallback, UserCallback
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deepshadows.model.training_state import Epoch
 from deepshadows.verbs.progress import say
+from deepshadows.verbs.reports import POLL_S, heard
 
-POLL_S = 0.5
 WAITING_S = 30
 """So long without workers, which take some seconds to start, is told."""
-
-
-@ray.remote(num_cpus=0)
-class Reports:
-    """Carries reports from Ray Train's controller to the driver."""
-
-    def __init__(self) -> None:
-        self._reports: list[dict[str, Any]] = []
-        self._running = False
-
-    def add(self, report: dict[str, Any]) -> None:
-        self._reports.append(report)
-
-    def note(self, running: bool) -> None:
-        self._running = running
-
-    def take(self) -> tuple[list[dict[str, Any]], bool]:
-        """Epochs since the last call, and whether the workers run."""
-        taken, self._reports = self._reports, []
-        return taken, self._running
 
 
 class Reporting(UserCallback):
@@ -66,29 +43,18 @@ class Watching(ControllerCallback):
 @contextlib.contextmanager
 def spoken(epochs: int, workers: int) -> Iterator[list[RayTrainCallback]]:
     """Callbacks whose reports appear on stderr; `workers` are the fewest that the training goes on with."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # lives as long as we do
-    reports = Reports.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-    over = threading.Event()
+    waited_s = 0.0
 
-    def speak() -> None:
-        last, waited_s = False, 0.0
-        while not last:
-            last = over.wait(POLL_S)
-            taken, running = ray.get(reports.take.remote())
-            for report in taken:
-                say(_line(Epoch(**report), epochs))
-            waited_s = 0.0 if running else waited_s + POLL_S
-            if waited_s == WAITING_S:
-                say(f"waiting for nodes with room for {workers} workers; with a smaller --min-workers fewer would do")
+    def speak(reported: list[dict[str, Any]], running: bool) -> None:
+        nonlocal waited_s
+        for report in reported:
+            say(_line(Epoch(**report), epochs))
+        waited_s = 0.0 if running else waited_s + POLL_S
+        if waited_s == WAITING_S:
+            say(f"waiting for nodes with room for {workers} workers; with a smaller --min-workers fewer would do")
 
-    speaker = threading.Thread(target=speak, name="training progress", daemon=True)
-    speaker.start()
-    try:
+    with heard(speak) as reports:
         yield [Reporting(reports), Watching(reports)]
-    finally:
-        over.set()
-        speaker.join(timeout=10)
-        ray.kill(reports)
 
 
 def _line(epoch: Epoch, epochs: int) -> str:

@@ -24,7 +24,7 @@ from deepshadows.settings import Experiments, Recipe
 from deepshadows.sky.shards import write_shard
 from deepshadows.verbs import experiments
 from deepshadows.verbs.page import Picture
-from deepshadows.verbs.paper import label_noise, report
+from deepshadows.verbs.paper import label_noise, report, trainings
 from deepshadows.verbs.paper.explanations import most_confident
 from deepshadows.verbs.paper.findings import Number, Row, Section, Table, judged_logits, numbers
 from deepshadows.verbs.paper.folds import out_of_fold
@@ -35,7 +35,7 @@ from deepshadows.verbs.paper.samples import Sample, read_sample, split_sample
 from deepshadows.verbs.paper.scale import SCALES, Scale
 from deepshadows.verbs.paper.study import Study
 from deepshadows.verbs.paper.three_classes import confusion, measures, resampled, types_by_score
-from deepshadows.verbs.paper.trainings import FeatureJob, Outcome, Trainer, Workplace
+from deepshadows.verbs.paper.trainings import FeatureJob, NetworkJob, Outcome, Tell, Trainer, Workplace
 from deepshadows.verbs.paper.transfer import examples, pool_and_test
 from tests.model.blobs import blob_cutouts
 from tests.model.measurements import measured
@@ -376,6 +376,7 @@ def test_every_experiment_is_told_and_a_rerun_trains_nothing_again(ray_local: No
     assert (record["scale"], record["label"], record["split"]) == ("tiny", "Tiny: for tests", "sky")
     assert record["samples"]["second"]["fov_arcsec"] == 21.5
     page = (out / "report.html").read_text()
+    assert "Grad-CAM and HiResCAM heat maps" in page
     figures = sorted(path.name for path in (out / "figures").iterdir())
     named = [figure for told in record["experiments"].values() for figure in told["figures"]]
     assert figures == sorted(Path(figure).name for figure in named)
@@ -450,18 +451,29 @@ def test_classifiers_on_features_take_one_cpu_each(ray_local: None, tmp_path: Pa
     rows = np.arange(len(labels))
 
     class Meeting(FeatureJob):
-        def work(self, images: np.ndarray, place: Workplace) -> Outcome:
+        def work(self, images: np.ndarray, place: Workplace, tell: Tell) -> Outcome:
             (tmp_path / self.name).touch()
             deadline = time.monotonic() + 60
             while len(list(tmp_path.glob("job *"))) < 3:
                 assert time.monotonic() < deadline, "the others do not come"
                 time.sleep(0.01)
-            return super().work(images, place)
+            return super().work(images, place, tell)
 
     same = {"kind": "svm", "values": table, "labels": labels, "train": rows, "test": rows, "search_on": None}
     jobs = [Meeting(name=f"job {seed}", seed=seed, **same) for seed in range(3)]  # type: ignore[arg-type]
     trainer = Trainer(folder=str(tmp_path / "out"), place=Workplace(threads=2, gpu=False))
     assert len(trainer.run(None, jobs, "meeting")) == 3
+
+
+def test_how_far_a_training_is_is_told(
+    ray_local: None, samples: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainings, "TOLD_EVERY_S", 0.0)
+    sample = read(samples / "des")
+    train, held = np.arange(40), np.arange(40, 60)
+    job = NetworkJob(name="forty", labels=sample.labels, train=train, validation=held, test=held, recipe=TINY_RECIPE)
+    Trainer(folder=str(samples / "told"), place=Workplace(threads=1, gpu=False)).run(sample, [job], "one")
+    assert re.search(r"forty: epoch 2/2, loss \d+\.\d+, accuracy \d\.\d+", capsys.readouterr().err)
 
 
 def samples_of_two_classes() -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Grad-CAM: where the network looked in its most confident right and wrong decisions."""
+"""Grad-CAM and HiResCAM: where the network looked in its most confident right and wrong decisions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from deepshadows.model.explanation import heat_maps
+from deepshadows.settings import HeatMap
 from deepshadows.verbs.paper import figures
 from deepshadows.verbs.paper.findings import Section
 from deepshadows.verbs.paper.samples import Rows
@@ -21,6 +22,7 @@ OUTCOMES = {
     "false negatives": (1, 0),
 }
 """True and predicted class of each panel."""
+METHODS: dict[HeatMap, str] = {"grad-cam": "Grad-CAM", "hires-cam": "HiResCAM"}
 
 
 def most_confident(logits: NDArray[np.float32], labels: NDArray[np.int8], count: int) -> dict[str, Rows]:
@@ -49,7 +51,7 @@ def explanations(study: Study) -> Section:
             figures.Panel(
                 title=name,
                 images=images,
-                heat=heat_maps(net, images, "grad-cam"),
+                heat={title: heat_maps(net, images, method) for method, title in METHODS.items()},
                 p_lsbg=expit(outcome.scores[rows].astype(float)),
             )
         )
@@ -59,9 +61,12 @@ def explanations(study: Study) -> Section:
         title="Where the network looked",
         pictures=(figures.heat_maps(panels),),
         notes=(
-            "Grad-CAM on the last convolution, of the most confident decisions on the test rows. In the paper, "
-            "predicted artifacts light up on bright sources off centre, LSBGs on a central blob, and confident false "
-            "positives look like real galaxies: label noise.",
+            "The last convolution in the most confident decisions on the test rows. In the paper, predicted artifacts "
+            "light up on bright sources off centre, LSBGs on a central blob, and confident false positives look like "
+            "real galaxies: label noise.",
+            "Grad-CAM, the paper's method, gives a channel one weight for all places and is empty where these speak "
+            "against the class in sum. The network judges by place, and HiResCAM (Draelos & Carin 2020, "
+            "arXiv:2011.08891) weighs place by place.",
             f"{len(test)} test rows, {study.scale.recipe.epochs} epochs; p is the network's sigmoid, not calibrated.",
             *([f"there are no {', no '.join(absent)}"] if absent else []),
         ),

@@ -23,11 +23,11 @@ COLOURS = {"CNN": BLUE, "SVM": ORANGE, "random forest": GREEN}
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """Cut-outs of one kind of decision: images uint8 (N, 64, 64, 3), heat maps float (N, 64, 64), p_lsbg (N,)."""
+    """Cut-outs of one kind of decision: images uint8 (N, 64, 64, 3), p_lsbg (N,), and by method heat (N, 64, 64)."""
 
     title: str
     images: NDArray[np.uint8]
-    heat: NDArray[np.float32]
+    heat: Mapping[str, NDArray[np.float32]]
     p_lsbg: NDArray[np.float64]
 
 
@@ -201,26 +201,29 @@ def _accuracies(rows: Sequence[Row]) -> str:
 
 
 def heat_maps(panels: Sequence[Panel]) -> Picture:
-    """Each cut-out above its heat map; the kinds of decision two by two."""
+    """Each cut-out above its heat maps, a line a method; the kinds of decision two by two."""
     columns = max(len(panel.images) for panel in panels)
+    methods = list(panels[0].heat)
     lines = -(-len(panels) // 2)
-    figure = _figure(2 * (1.4 * columns + 0.2), 3.3 * lines)
+    figure = _figure(2 * (1.4 * columns + 0.2), (0.5 + 1.4 * (1 + len(methods))) * lines)
     parts = figure.subfigures(lines, 2, squeeze=False)
     for part, panel in zip(parts.ravel(), panels, strict=False):
         part.suptitle(panel.title, fontsize=11, fontweight="bold")
-        axes = part.subplots(2, columns)
+        axes = part.subplots(1 + len(methods), columns, squeeze=False)
         for axis in axes.ravel():
             axis.set_axis_off()
-        for column, (image, heat, p) in enumerate(zip(panel.images, panel.heat, panel.p_lsbg, strict=True)):
+        for column, (image, p) in enumerate(zip(panel.images, panel.p_lsbg, strict=True)):
             axes[0, column].imshow(image, interpolation="nearest")
             axes[0, column].set_title(f"p = {p:.3f}", fontsize=8)
-            axes[1, column].imshow(image.mean(axis=2), cmap="gray", interpolation="nearest")
-            axes[1, column].imshow(heat, cmap="inferno", alpha=0.55, vmin=0, vmax=1)
+            for axis, (method, heat) in zip(axes[1:, column], panel.heat.items(), strict=True):
+                axis.imshow(image.mean(axis=2), cmap="gray", interpolation="nearest")
+                axis.imshow(heat[column], cmap="inferno", alpha=0.55, vmin=0, vmax=1)
+                axis.set_title(method, fontsize=7)
     counts = ", ".join(f"{len(panel.images)} {panel.title}" for panel in panels)
     return Picture(
         name="grad_cam",
-        alt=f"Cut-outs with their Grad-CAM heat maps: {counts}, the most confident of each kind.",
-        caption="Above the cut-out, below it in grey under its heat map; p is the network's probability of an LSBG.",
+        alt=f"Cut-outs with their {' and '.join(methods)} heat maps: {counts}, the most confident of each kind.",
+        caption="Above the cut-out, below it in grey under its heat maps; p is the network's probability of an LSBG.",
         png=_png(figure),
     )
 

@@ -7,7 +7,7 @@ import io
 import json
 import time
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -27,11 +27,13 @@ from deepshadows.outcomes import InputError, NotFoundError, UsageError
 from deepshadows.settings import Recipe
 from deepshadows.verbs.paper.findings import Number, Row
 from deepshadows.verbs.paper.samples import Rows, Sample
-from deepshadows.verbs.progress import track
+from deepshadows.verbs.progress import say, track
+from deepshadows.verbs.reports import heard
 from deepshadows.verbs.tasks import in_order
 
 _GPU_SHARE = 0.25
 """Of one GPU, for one training: the network is small and leaves most of it idle."""
+TOLD_EVERY_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,10 @@ class Outcome:
             return cls(scores=archive["scores"], weights=archive["weights"].tobytes() or None, **record)
 
 
+Tell = Callable[[str], None]
+"""Takes a few words on how far a training is."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Workplace:
     """What one job computes on."""
@@ -93,7 +99,7 @@ class Job(Protocol):
         """What Ray keeps free for it."""
         ...
 
-    def work(self, images: NDArray[np.uint8], place: Workplace) -> Outcome: ...
+    def work(self, images: NDArray[np.uint8], place: Workplace, tell: Tell) -> Outcome: ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -140,7 +146,7 @@ class NetworkJob:
     def resources(self, place: Workplace) -> Mapping[str, float]:
         return {"num_cpus": place.threads, "num_gpus": _GPU_SHARE if place.gpu else 0}
 
-    def work(self, images: NDArray[np.uint8], place: Workplace) -> Outcome:
+    def work(self, images: NDArray[np.uint8], place: Workplace, tell: Tell) -> Outcome:
         torch.set_num_threads(place.threads)
         rows = np.concatenate([self.train, self.validation])
         examples = Examples(
@@ -154,6 +160,8 @@ class NetworkJob:
         learner = Learner(examples, self.recipe, Place(device=place.device), start)
         while not learner.finished:
             learner.run_epoch()
+            epoch = learner.log[-1]
+            tell(f"epoch {epoch.epoch}/{self.recipe.epochs}, loss {epoch.loss:.3f}, accuracy {epoch.accuracy:.3f}")
         seconds = time.perf_counter() - started
         return Outcome(
             scores=in_batches(learner.net, images, rows=self.test),
@@ -191,7 +199,7 @@ class FeatureJob:
     def resources(self, place: Workplace) -> Mapping[str, float]:
         return {"num_cpus": 1}  # neither classifier is fitted on more
 
-    def work(self, images: NDArray[np.uint8], place: Workplace) -> Outcome:
+    def work(self, images: NDArray[np.uint8], place: Workplace, tell: Tell) -> Outcome:
         started = time.perf_counter()
         parameters, held = dict(baselines.PAPER_PARAMETERS[self.kind]), self.search_on
         if held is not None:
@@ -210,16 +218,33 @@ def network(weights: bytes) -> DeepShadowsNet:
 
 
 @ray.remote
-def _work(job: Job, images: NDArray[np.uint8], place: Workplace) -> Outcome:
-    return job.work(images, place)
+def _work(job: Job, images: NDArray[np.uint8], place: Workplace, reports: Any) -> Outcome:
+    def tell(words: str) -> None:
+        ray.get(reports.add.remote({"name": job.name, "words": words}))  # before the outcome is there
+
+    return job.work(images, place, tell)
 
 
 class _Task:
     """The task of a job, with the resources of that job."""
 
     @staticmethod
-    def remote(job: Job, images: Any, place: Workplace) -> Any:
-        return _work.options(**job.resources(place)).remote(job, images, place)
+    def remote(job: Job, images: Any, place: Workplace, reports: Any) -> Any:
+        return _work.options(**job.resources(place)).remote(job, images, place, reports)
+
+
+class _Standing:
+    """Tells now and then how far those trainings are that told something new."""
+
+    def __init__(self) -> None:
+        self._words: dict[str, str] = {}
+        self._said = time.monotonic()
+
+    def __call__(self, reported: list[dict[str, Any]], running: bool) -> None:
+        self._words |= {report["name"]: report["words"] for report in reported}
+        if self._words and time.monotonic() - self._said >= TOLD_EVERY_S:
+            say("; ".join(f"{name}: {words}" for name, words in self._words.items()))
+            self._words, self._said = {}, time.monotonic()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,13 +270,14 @@ class Trainer:
     def _done(self, images: NDArray[np.uint8], pixels: str, jobs: Mapping[str, Job], what: str) -> dict[str, Outcome]:
         if pixels not in self._images:
             self._images[pixels] = ray.put(images)
-        items = [(job, self._images[pixels], self.place) for job in jobs.values()]
         self._check_room()
-        results = zip(jobs, in_order(_Task, items), strict=True)
         done = {}
-        for address, outcome in track(results, what, len(jobs)):
-            storage.write(address, outcome.to_bytes())
-            done[address] = outcome
+        with heard(_Standing()) as reports:
+            items = [(job, self._images[pixels], self.place, reports) for job in jobs.values()]
+            results = zip(jobs, in_order(_Task, items), strict=True)
+            for address, outcome in track(results, what, len(jobs)):
+                storage.write(address, outcome.to_bytes())
+                done[address] = outcome
         return done
 
     def _check_room(self) -> None:

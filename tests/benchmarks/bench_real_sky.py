@@ -1,10 +1,11 @@
 """How networks do on real sky that they were not trained on: the paper's kind of labels, and two lists of known LSBGs.
 
-    python -m tests.benchmarks.bench_real_sky --real DIR CHECKPOINT [OTHER]
+    python -m tests.benchmarks.bench_real_sky --real DIR [--simulated SHARDS] CHECKPOINT [OTHER]
 
 DIR holds the npz files of real cut-outs. Each is brought to the network's field and scored exactly; an LSBG is what
 reaches the card's threshold. With two networks the difference is judged on the same resamples. What was found is added
-to the card of each, which so counts every look at these labels.
+to the card of each, which so counts every look at these labels. SHARDS are labelled cut-outs of simulated tiles that no
+network was trained on; they are judged in the same way, and nothing of them goes into a card.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from deepshadows.model.metrics import Judged, auc, judge
 from deepshadows.model.scorer import Scorer, load_scorer
 from deepshadows.schema import is_fatal
 from deepshadows.sky.cutouts import Geometry
-from deepshadows.sky.shards import read_npz
+from deepshadows.sky.shards import Cutouts, read_npz, read_shards
 from deepshadows.sky.stretch import stretch_named
 from tests.benchmarks.bench_classify import machine
 
@@ -44,13 +45,24 @@ def probabilities(scorer: Scorer, file: Path) -> tuple[NDArray[np.float64], NDAr
     return scorer.score(cutouts.images[good]).p_lsbg.astype(np.float64), label
 
 
-def figures_of(scorer: Scorer, folder: Path) -> tuple[dict[str, float], Judged]:
+def simulated(scorer: Scorer, cutouts: Cutouts) -> tuple[dict[str, float], Judged]:
+    assert cutouts.label is not None
+    p = scorer.score(cutouts.images).p_lsbg.astype(np.float64)
+    judged = Judged(probabilities=p, labels=cutouts.label)
+    return _figures(scorer, judged), judged
+
+
+def _figures(scorer: Scorer, judged: Judged) -> dict[str, float]:
+    found = judge(judged, scorer.card.threshold, calibrated_at=scorer.card.prevalence)
+    names = [f"{name}{end}" for name in SHOWN for end in ("", "_lo", "_hi")]
+    return {name: float(value) for name in names if (value := found[name]) is not None}
+
+
+def real(scorer: Scorer, folder: Path) -> tuple[dict[str, float], Judged]:
     p, labels = probabilities(scorer, folder / f"{LABELLED}.npz")
     assert labels is not None
     judged = Judged(probabilities=p, labels=labels)
-    found = judge(judged, scorer.card.threshold, calibrated_at=scorer.card.prevalence)
-    names = [f"{name}{end}" for name in SHOWN for end in ("", "_lo", "_hi")]
-    figures = {name: float(value) for name in names if (value := found[name]) is not None}
+    figures = _figures(scorer, judged)
     for name in (FORNAX, GRECO):
         kept = probabilities(scorer, folder / f"{name}.npz")[0] >= scorer.card.threshold
         figures |= {f"{name}_kept": float(kept.mean()), f"{name}_n": len(kept)}
@@ -81,25 +93,40 @@ def log(checkpoint: str, card: Card, figures: dict[str, float]) -> None:
     storage.write(storage.join(shipped.folder(checkpoint), CARD_NAME), card.model_dump_json(indent=2).encode())
 
 
+def told(sample: str, names: list[str], scorers: list[Scorer], found: list[tuple[dict[str, float], Judged]]) -> None:
+    """Each network's figures on one sample and, of two, the difference."""
+    print(f"\n{sample}")
+    for name, (figures, _) in zip(names, found, strict=True):
+        print(f"  {name}")
+        for measure in SHOWN:
+            low, high = figures[f"{measure}_lo"], figures[f"{measure}_hi"]
+            print(f"    {measure:12s} {figures[measure]:.3f} ({low:.3f} to {high:.3f})")
+        for known in (FORNAX, GRECO):
+            if f"{known}_n" in figures:
+                print(f"    {known}: {figures[f'{known}_kept']:.3f} of {figures[f'{known}_n']:.0f} kept")
+    if len(found) == 2:
+        thresholds = (scorers[0].card.threshold, scorers[1].card.threshold)
+        for measure, (middle, low, high) in difference(found[0][1], found[1][1], thresholds).items():
+            print(f"  {names[0]} less {names[1]}, {measure}: {middle:+.3f} ({low:+.3f} to {high:+.3f})")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--real", type=Path, required=True)
+    parser.add_argument("--simulated")
     parser.add_argument("checkpoint", nargs="+")
     wanted = parser.parse_args()
     print(machine())
     scorers = [load_scorer(name, precision="exact") for name in wanted.checkpoint]
-    found = [figures_of(scorer, wanted.real) for scorer in scorers]
-    for name, scorer, (figures, _) in zip(wanted.checkpoint, scorers, found, strict=True):
-        print(f"{name}: evaluation {len(scorer.card.evaluations) + 1} of these weights")
-        for measure in SHOWN:
-            low, high = figures[f"{measure}_lo"], figures[f"{measure}_hi"]
-            print(f"  {measure:12s} {figures[measure]:.3f} ({low:.3f} to {high:.3f})")
-        for sample in (FORNAX, GRECO):
-            print(f"  {sample}: {figures[f'{sample}_kept']:.3f} of {figures[f'{sample}_n']:.0f} kept")
-    if len(found) == 2:
-        thresholds = (scorers[0].card.threshold, scorers[1].card.threshold)
-        for name, (middle, low, high) in difference(found[0][1], found[1][1], thresholds).items():
-            print(f"difference of {name}: {middle:+.3f} ({low:+.3f} to {high:+.3f})")
+    if wanted.simulated:
+        cutouts = read_shards(wanted.simulated)
+        found = [simulated(scorer, cutouts) for scorer in scorers]
+        told(f"{len(cutouts)} simulated cut-outs", wanted.checkpoint, scorers, found)
+    found = [real(scorer, wanted.real) for scorer in scorers]
+    looks = [
+        f"{name} {len(scorer.card.evaluations) + 1}" for name, scorer in zip(wanted.checkpoint, scorers, strict=True)
+    ]
+    told(f"{LABELLED}, looks at these labels with this one: {', '.join(looks)}", wanted.checkpoint, scorers, found)
     for name, scorer, (figures, _) in zip(wanted.checkpoint, scorers, found, strict=True):
         log(name, scorer.card, figures)
 

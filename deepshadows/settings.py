@@ -395,7 +395,7 @@ class Evaluate(Cluster):
     purity: Probability | None = Field(None, description="Choose the threshold that reaches this purity.")
     completeness: Probability | None = Field(None, description="Choose the threshold that reaches this completeness.")
     prevalence: Probability | None = Field(
-        None, description="Correct probabilities to this share of LSBGs, and tell the purity there."
+        None, description="Correct probabilities to this share of LSBGs among detections, and tell the purity there."
     )
     threshold: Probability | None = Field(
         None,
@@ -526,7 +526,8 @@ class Report(Settings):
     )
     radius_arcsec: Annotated[float, Field(gt=0)] = Field(1.0, description="Match radius for --truth.")
     prevalence: Probability | None = Field(
-        None, description="Share of LSBGs in the survey: purity and expected numbers are told for it as well."
+        None,
+        description="Share of LSBGs among the survey's detections: purity and expected numbers are told for it.",
     )
     threshold: Probability = Field(0.5, description="Candidates have at least this p_lsbg.")
     gallery: NotNegative = Field(24, description="Objects shown of each kind; their images are read from the input.")

@@ -9,6 +9,8 @@ from sklearn.linear_model import LogisticRegression
 from deepshadows.model.card import Calibration
 
 ECE_BINS = 15
+FLATTEST = 0.01
+"""Smallest slope: a network that ranks the rows of the fit backwards knows nothing, and its p_lsbg stays near 0.5."""
 SMALLEST = 1e-12
 """Probabilities are kept this far from 0 and 1 before odds are taken."""
 
@@ -21,7 +23,8 @@ def fit_platt(logits: NDArray[np.float32], labels: NDArray[np.int8]) -> Calibrat
     probabilities would show 0.033 on so few rows.
 
     Classes are weighted to equal shares. Targets are Platt's (N+1)/(N+2) instead of 1, and 1/(N+2) instead of 0, so
-    that separable classes, too, give finite values.
+    that separable classes, too, give finite values. Where labels fall with the logit, the slope is `FLATTEST`: the few
+    rows of a small sample would otherwise turn the network's order round, and hide it from every measure.
 
     Parameters
     ----------
@@ -37,7 +40,10 @@ def fit_platt(logits: NDArray[np.float32], labels: NDArray[np.int8]) -> Calibrat
     y = np.repeat([1, 0], len(labels))
     model = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000)
     model.fit(x, y, sample_weight=np.concatenate([weight * target, weight * (1 - target)]))
-    return Calibration(slope=float(model.coef_[0, 0]), intercept=float(model.intercept_[0]))
+    slope, intercept = float(model.coef_[0, 0]), float(model.intercept_[0])
+    if slope < FLATTEST:
+        slope, intercept = FLATTEST, -FLATTEST * float(np.average(logits, weights=weight))
+    return Calibration(slope=slope, intercept=intercept)
 
 
 def ece_bins(probabilities: NDArray[np.floating]) -> NDArray[np.intp]:

@@ -32,7 +32,7 @@ class _Frozen(BaseModel):
 class Calibration(_Frozen):
     """Platt scaling: p = 1 / (1 + exp(-(slope * logit + intercept)))."""
 
-    slope: float = Field(1.0, description="Factor on the logit.")
+    slope: float = Field(1.0, gt=0, description="Factor on the logit.")
     intercept: float = Field(0.0, description="Added to the scaled logit.")
 
 

@@ -31,10 +31,21 @@ class Judged:
         p_lsbg; NaN where the row has no score. Such a row is not selected, and has no part in AUC and ECE.
     labels : int8 (N,)
         1 low-surface-brightness galaxy, 0 artifact.
+    undetected : bool (N,), optional
+        LSBGs that are no detections: lost for the completeness, but no part of a survey's detections, of which a
+        prevalence is the share that are LSBGs. Without it, there are none.
     """
 
     probabilities: NDArray[np.float64]
     labels: NDArray[np.int8]
+    undetected: NDArray[np.bool_] | None = None
+
+    @property
+    def classes(self) -> NDArray[np.float64]:
+        """One in the column of each row's class, (N, 3): artifacts, LSBGs, and of these the detected ones."""
+        lsbg = self.labels == 1
+        detected = lsbg if self.undetected is None else lsbg & ~self.undetected
+        return np.stack([~lsbg, lsbg, detected], axis=1).astype(np.float64)
 
     def __post_init__(self) -> None:
         if not len(self.labels):
@@ -62,8 +73,9 @@ def judge(
     threshold : float
         A row is selected where p_lsbg >= threshold.
     prevalence : float, optional
-        Share of LSBGs in a survey that the rows stand for, each class for itself; the probabilities must have been
-        corrected to it. Adds purity and accuracy there, and makes the calibration error that of the survey.
+        Share of LSBGs among the detections of a survey that the detected rows stand for, each class for itself; the
+        probabilities must have been corrected to it. Adds purity and accuracy there, and makes the calibration error
+        that of the survey.
     calibrated_at : float, optional
         Share of LSBGs at which the probabilities are calibrated: the calibration error is that of a sample with this
         share, whatever that of the rows. Without it, and without a prevalence, rows weigh as they come.
@@ -159,6 +171,7 @@ class Prepared(Ranked):
         selected = np.nan_to_num(p, nan=-1.0) >= threshold
         masks = (~positive & ~selected, ~positive & selected, positive & ~selected, positive & selected)
         self.cells = np.stack(masks, axis=1).astype(np.float64)  # tn fp fn tp
+        self.detected_lsbgs = rows.classes[:, 2]
         scored, shape = self.scored, (len(p), ECE_BINS)
         labels, bins = rows.labels[scored], ece_bins(p[scored])
         gaps = p[scored] - labels
@@ -194,7 +207,7 @@ def _measures(rows: Prepared, weights: NDArray[np.float64]) -> dict[str, NDArray
         "tp": tp,
     }
     if rows.prevalence is not None:
-        true = rows.prevalence * ratio(tp, tp + fn)
+        true = rows.prevalence * ratio(tp, weights @ rows.detected_lsbgs)
         false = (1 - rows.prevalence) * ratio(fp, fp + tn)
         measures["purity_at_prevalence"] = ratio(true, true + false)
         measures["accuracy_at_prevalence"] = true + (1 - rows.prevalence) - false

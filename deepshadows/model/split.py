@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
 
 F64 = NDArray[np.float64]
 
@@ -38,8 +41,26 @@ def sky_blocks(ra: NDArray[np.float64], dec: NDArray[np.float64]) -> NDArray[np.
 
 
 def same_position(ra: NDArray[np.float64], dec: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Number of the arcsecond cell of each row: rows of one position share it."""
-    return _cells(ra, dec, SAME_POSITION_DEG)
+    """A number that rows within an arcsecond share, whether of each other or through rows between them.
+
+    Parameters
+    ----------
+    ra, dec : float64 (N,)
+        ICRS degrees, finite.
+    """
+    if not len(ra):
+        return np.empty(0, np.int64)
+    places, of_row = np.unique(np.stack([np.mod(ra, 360), dec]), axis=1, return_inverse=True)
+    lon, lat = np.radians(places)
+    points = np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=1)
+    chord = 2 * np.sin(np.radians(SAME_POSITION_DEG) / 2)
+    pairs = cKDTree(points).query_pairs(chord, output_type="ndarray")
+    touching = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(points), len(points)))
+    _, member = connected_components(touching, directed=False)
+    lowest = np.full(len(points), np.iinfo(np.int64).max)
+    np.minimum.at(lowest, member, _cells(*places, SAME_POSITION_DEG))
+    shared: NDArray[np.int64] = lowest[member[of_row]]
+    return shared
 
 
 def _cells(ra: NDArray[np.float64], dec: NDArray[np.float64], side_deg: float) -> NDArray[np.int64]:
@@ -80,6 +101,9 @@ def groups(
 def hold_out(groups: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:
     """Hold out whole groups, drawn in random order, until at least `fraction` of the rows are held out.
 
+    A group that would take the rows held out beyond twice that share, such as a deep field among scattered objects, is
+    passed over; where every group is so large, the smallest is held out.
+
     Parameters
     ----------
     groups : int64 (N,)
@@ -92,9 +116,14 @@ def hold_out(groups: NDArray[np.int64], fraction: float, seed: int) -> NDArray[n
     """
     names, member, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(names))
-    before = np.cumsum(sizes[order]) - sizes[order]
-    taken = order[before < fraction * len(groups)]
+    wanted, held, taken = fraction * len(groups), 0, []
+    for group in order:
+        if held < wanted and held + sizes[group] <= 2 * wanted:
+            taken.append(group)
+            held += sizes[group]
+    if not taken:
+        taken = [order[np.argmin(sizes[order])]]
     chosen = np.zeros(len(names), dtype=np.bool_)
     chosen[taken if len(taken) < len(names) else taken[:-1]] = True
-    held: NDArray[np.bool_] = chosen[member]
-    return held
+    held_out: NDArray[np.bool_] = chosen[member]
+    return held_out

@@ -29,7 +29,8 @@ def choose_threshold(
         What is wanted, one of them: the threshold of highest completeness whose selection is at least this pure, or
         the highest whose selection holds at least this share of the LSBGs.
     prevalence : float, optional
-        Purity is that in a survey with this share of LSBGs, each class of the rows standing for its own.
+        Purity is that in a survey with this share of LSBGs among its detections, each class of the detected rows
+        standing for its own.
 
     Returns
     -------
@@ -77,11 +78,11 @@ class _Choice:
         self._prevalence = prevalence
         starts = self._ranked.group_starts
         self._thresholds = rows.probabilities[self._ranked.order][starts][::-1]
-        self._of_class = np.stack([rows.labels == 0, rows.labels == 1], axis=1).astype(np.float64)
+        self._classes = rows.classes
 
     def threshold(self) -> float:
         """On the rows as they are."""
-        pure, complete = self._curves(np.ones((1, len(self._of_class))))
+        pure, complete = self._curves(np.ones((1, len(self._classes))))
         (place,) = self._chosen(pure, complete)
         if place >= 0:
             return float(self._thresholds[place])
@@ -101,10 +102,11 @@ class _Choice:
         """Purity and completeness at each threshold, from the highest, (R, G) each; NaN where undefined."""
         positive, negative = self._ranked.in_groups(weights)
         true, false = (np.cumsum(part[:, ::-1], axis=1) for part in (positive, negative))
-        artifacts, lsbgs = (weights @ self._of_class).T[:, :, None]
+        artifacts, lsbgs, detected = (weights @ self._classes).T[:, :, None]
         complete = ratio(true, lsbgs)
         if self._prevalence is not None:
-            true, false = self._prevalence * complete, (1 - self._prevalence) * ratio(false, artifacts)
+            true = self._prevalence * ratio(true, detected)
+            false = (1 - self._prevalence) * ratio(false, artifacts)
         return ratio(true, true + np.nan_to_num(false)), complete
 
     def _chosen(self, pure: NDArray[np.float64], complete: NDArray[np.float64]) -> NDArray[np.intp]:

@@ -249,6 +249,7 @@ class Comparison:
             rows=Judged(
                 probabilities=np.concatenate([p[~piece], far_p, unknown]).astype(np.float64),
                 labels=np.concatenate(labels).astype(np.int8),
+                undetected=np.repeat([False, False, True], [len(part) for part in labels]),
             ),
             errors=np.concatenate([errors[~piece], far_errors, unknown]).astype(np.float64),
             out_of_domain=self._out_of_domain,

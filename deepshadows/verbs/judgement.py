@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,8 +45,8 @@ def judgement(settings: Evaluate, subject: Subject) -> Summary:
     Rows without a score (fatal flags, LSBGs that were never detected) are not selected: such an LSBG is lost for the
     completeness; AUC and calibration error are those of the scored rows. With a prevalence, probabilities are
     corrected to it before the card's threshold is applied; one that is given is a threshold on p_lsbg as it is stored,
-    with or without a prevalence. Purity, accuracy and calibration error are told for a survey
-    of that share of LSBGs as well, whatever the share of the labelled rows.
+    with or without a prevalence. Purity, accuracy and calibration error are told for a survey with that share of LSBGs
+    among its detections as well, whatever the share of the labelled rows.
 
     Raises
     ------
@@ -55,10 +55,7 @@ def judgement(settings: Evaluate, subject: Subject) -> Summary:
     """
     rows = subject.rows
     if settings.prevalence is not None:
-        rows = Judged(
-            probabilities=at_prevalence(rows.probabilities, settings.prevalence, subject.prevalence),
-            labels=rows.labels,
-        )
+        rows = replace(rows, probabilities=at_prevalence(rows.probabilities, settings.prevalence, subject.prevalence))
     chosen = _chosen(settings, rows)
     threshold = _given(settings, subject, rows)
     if (reached := chosen.get("threshold")) is not None:

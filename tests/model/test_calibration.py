@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit
 
-from deepshadows.model.calibration import at_prevalence, fit_platt
+from deepshadows.model.calibration import FLATTEST, at_prevalence, fit_platt
 from deepshadows.model.metrics import Judged, judge
 
 
@@ -36,6 +36,17 @@ def test_separable_classes_give_finite_values() -> None:
     logits = np.array([-3, -2, -1, 1, 2, 3], np.float32)
     fitted = fit_platt(logits, np.array([0, 0, 0, 1, 1, 1], np.int8))
     assert 0 < fitted.slope < 100
+
+
+def test_the_order_of_the_logits_is_never_turned_round() -> None:
+    logits, labels = drawn(1.0, 0.0)
+    fitted = fit_platt(logits + 3, 1 - labels)
+    p = expit(fitted.slope * (logits + 3) + fitted.intercept)
+    assert fitted.slope == FLATTEST
+    assert (np.diff(p[np.argsort(logits)]) >= 0).all()
+    assert abs(p - 0.5).max() < 0.05
+    found = judge(Judged(probabilities=p, labels=1 - labels), 0.5, resamples=0)
+    assert found["auc"] is not None and found["auc"] < 0.2
 
 
 def test_calibration_error_by_hand() -> None:

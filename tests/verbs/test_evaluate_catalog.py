@@ -102,6 +102,15 @@ def test_the_same_everywhere_on_the_sky(catalog: str, tmp_path: Path, number: in
     assert any("p_lsbg >= 0.5" in line for line in summary.text)
 
 
+def test_a_prevalence_is_the_share_among_detections(catalog: str, tmp_path: Path) -> None:
+    """Of 100 detections 20 are LSBGs: at that prevalence the purity is that of the rows."""
+    figures = judged(catalog, lsbgs(0), tmp_path, threshold=0.5, prevalence=0.2).figures
+    assert figures["purity_at_prevalence"] == figures["purity"] == pytest.approx(0.5)
+    assert figures["accuracy_at_prevalence"] == pytest.approx(0.8)
+    chosen = judged(catalog, lsbgs(0), tmp_path, purity=0.66, prevalence=0.2).figures
+    assert chosen["threshold"] == pytest.approx(0.4)  # 20 LSBGs and 10 artifacts
+
+
 def test_only_partitions_near_the_truth_are_read(catalog: str, tmp_path: Path) -> None:
     """The others may be damaged."""
     copy = tmp_path / "cat"

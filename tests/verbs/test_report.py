@@ -436,13 +436,14 @@ def test_what_is_drawn_at_random_does_not_depend_on_where_rows_lie() -> None:
 def test_the_curve_by_hand() -> None:
     """Five LSBGs, one of them never detected, and four artifacts."""
     p = np.array([0.9, 0.8, 0.8, 0.4, np.nan, 0.95, 0.8, 0.3, np.nan])
-    rows = Judged(probabilities=p, labels=np.array([1, 1, 1, 1, 1, 0, 0, 0, 0], np.int8))
+    labels = np.array([1, 1, 1, 1, 1, 0, 0, 0, 0], np.int8)
+    rows = Judged(probabilities=p, labels=labels, undetected=np.arange(9) == 4)
     levels, completeness, purity = charts.curve(rows, None)
     assert levels.tolist() == [0.95, 0.9, 0.8, 0.4, 0.3]
     assert completeness == pytest.approx([0, 0.2, 0.6, 0.8, 0.8])
     assert purity == pytest.approx([0, 1 / 2, 3 / 5, 4 / 6, 4 / 7])
     rare = charts.curve(rows, 0.1)[2]
-    assert rare[2] == pytest.approx(0.1 * 0.6 / (0.1 * 0.6 + 0.9 * 0.5))
+    assert rare[2] == pytest.approx(0.1 * 0.75 / (0.1 * 0.75 + 0.9 * 0.5))  # a prevalence is one among detections
 
 
 @given(st.integers(1, 30_000), st.floats(0.01, 0.99))

@@ -251,13 +251,15 @@ def _plain(axis: Axes) -> None:
 def curve(rows: Judged, prevalence: float | None) -> tuple[NDArray[np.float64], ...]:
     """Threshold, completeness and purity at every distinct score, from the highest; each (G,).
 
-    With a prevalence, LSBGs and artifacts weigh as in a survey with this share of LSBGs.
+    With a prevalence, LSBGs and artifacts weigh as in a survey with this share of LSBGs among its detections.
     """
     ranked = Ranked(rows)
     positive, negative = (part[0, ::-1].cumsum() for part in ranked.in_groups(np.ones((1, len(rows.labels)))))
-    artifacts, lsbgs = (int(np.count_nonzero(rows.labels == label)) for label in (0, 1))
+    artifacts, lsbgs, detected = rows.classes.sum(axis=0)
     completeness = positive / lsbgs
-    weights = (1.0, 1.0) if prevalence is None else (prevalence / lsbgs, (1 - prevalence) / max(1, artifacts))
+    weights = (
+        (1.0, 1.0) if prevalence is None else (prevalence / max(1, detected), (1 - prevalence) / max(1, artifacts))
+    )
     true, false = weights[0] * positive, weights[1] * negative
     return rows.probabilities[ranked.order][ranked.group_starts][::-1], completeness, true / (true + false)
 

@@ -35,12 +35,16 @@ def cut(geometry: Geometry, tiles: int, seed: int) -> Images:
     return np.concatenate(parts)
 
 
-def made(right: Images) -> dict[str, Images]:
+def wrong_images(own: Geometry, right: Images, tiles: int, seed: int) -> dict[str, Images]:
+    """What a network of this geometry should flag, of the same detections as the right ones."""
     rng = np.random.default_rng(1)
     wide = right.astype(np.int64)
     sky = np.median(right, axis=(1, 2), keepdims=True)
     noise = rng.normal(sky, 6, right.shape)
     return {
+        "half the field": cut(replace(own, fov_arcsec=own.fov_arcsec / 2), tiles, seed),
+        "twice the field": cut(replace(own, fov_arcsec=own.fov_arcsec * 2), tiles, seed),
+        "HSC stretch": cut(replace(own, stretch=stretch.HSC), tiles, seed),
         "blank": np.broadcast_to(sky, right.shape).astype(np.uint8),
         "noise only": np.clip(np.rint(noise), 0, 255).astype(np.uint8),
         "saturated": np.clip(wide * 8, 0, 255).astype(np.uint8),
@@ -61,16 +65,10 @@ def main() -> None:
     card = scorer.card
     own = Geometry(fov_arcsec=card.fov_arcsec, bands=card.bands, stretch=stretch_named(card.stretch))
     right = cut(own, wanted.tiles, wanted.seed)
-    cases = {
-        "half the field": cut(replace(own, fov_arcsec=own.fov_arcsec / 2), wanted.tiles, wanted.seed),
-        "twice the field": cut(replace(own, fov_arcsec=own.fov_arcsec * 2), wanted.tiles, wanted.seed),
-        "HSC stretch": cut(replace(own, stretch=stretch.HSC), wanted.tiles, wanted.seed),
-        **made(right),
-    }
     expected = scorer.score(right).domain_distance
     print(f"{len(right)} right ones, {np.mean(expected > 1):.1%} of them flagged")
     print("| wrong | AUROC | flagged |\n|---|---|---|")
-    for name, images in cases.items():
+    for name, images in wrong_images(own, right, wanted.tiles, wanted.seed).items():
         found = scorer.score(images).domain_distance
         truth = np.repeat([0, 1], [len(expected), len(found)])
         auroc = roc_auc_score(truth, np.concatenate([expected, found]))

@@ -8,15 +8,18 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from deepshadows.model import checkpoint, shipped, uncertainty
+from deepshadows.model.metrics import Judged, judge
 from deepshadows.model.scorer import load_scorer
 from deepshadows.settings import DEFAULT_NETWORK, RECIPES, Classify, Finetune, Quickstart, Recipe
 from deepshadows.sky.cutouts import Geometry
 from deepshadows.sky.stretch import stretch_named
 from deepshadows.verbs.simulate_cutouts import labelled_cutouts
+from tests.benchmarks.bench_domain import wrong_images
 
 SHIPPED = ("deepshadows-v2",)
 UNSEEN_SEED = 77_001
 MOST_BYTES = 25e6
+TILES = 12
 
 
 def test_the_default_network_is_shipped() -> None:
@@ -52,3 +55,23 @@ def test_a_shipped_network_knows_a_sky_that_it_has_not_seen(name: str) -> None:
     labels = np.concatenate([sample.label for sample in samples if sample.label is not None])
     assert len(labels) > 40
     assert roc_auc_score(labels, scores) > 0.93
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_network_keeps_its_promises(name: str) -> None:
+    """Calibration error within 0.02 on simulated sky, and every kind of wrong image told from right ones: 0.95."""
+    scorer = load_scorer(name, precision="exact")
+    own = Geometry(fov_arcsec=scorer.card.fov_arcsec, stretch=stretch_named(scorer.card.stretch))
+    samples = [labelled_cutouts("des", number, UNSEEN_SEED, 1536, own).cutouts for number in range(TILES)]
+    right = np.concatenate([sample.images for sample in samples])
+    scores = scorer.score(right)
+    labels = np.concatenate([sample.label for sample in samples if sample.label is not None])
+    found = judge(
+        Judged(probabilities=scores.p_lsbg.astype(np.float64), labels=labels), 0.5, calibrated_at=0.5, resamples=0
+    )
+    assert found["ece"] is not None and found["ece_if_perfect"] is not None
+    assert found["ece"] <= 0.02 + found["ece_if_perfect"]  # so few rows scatter
+    for kind, images in wrong_images(own, right, TILES, UNSEEN_SEED).items():
+        distance = np.concatenate([scores.domain_distance, scorer.score(images).domain_distance])
+        assert roc_auc_score(np.arange(len(distance)) >= len(right), distance) >= 0.95, kind

@@ -215,6 +215,9 @@ class Fetch(Cluster, Columns):
     positions: str | None = Field(
         None, description="Objects to fetch images of (Parquet, FITS or CSV).", json_schema_extra=PATH
     )
+    label: Annotated[int, Field(ge=0, le=1)] | None = Field(
+        None, description="Label of every position, 1 LSBG or 0 artifact, where the table has no column label."
+    )
     survey: Survey = Field("des", description="Survey whose layer, field and stretch are meant.")
     format: Literal["jpeg", "fits"] = Field("jpeg", description="Pictures, or fluxes in nanomaggies.")
     layer: str | None = Field(None, description="Layer of the viewer; without it, that of the survey.")

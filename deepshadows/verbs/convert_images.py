@@ -20,7 +20,7 @@ from deepshadows.sky.detections import read_table
 from deepshadows.sky.images.conversion import Conversion, geometry_of, read_images
 from deepshadows.sky.images.record import Source
 from deepshadows.sky.images.sources import Listing
-from deepshadows.sky.matching import AMBIGUOUS, ARTIFACT, UNMATCHED, checked_truth, label_by_truth, label_by_vetting
+from deepshadows.sky.matching import AMBIGUOUS, LSBG, UNMATCHED, checked_truth, label_by_truth, label_by_vetting
 from deepshadows.sky.shards import Cutouts, write_shard
 from deepshadows.verbs.progress import track
 
@@ -125,8 +125,8 @@ def labels_by_position(
     A truth that lists LSBGs alone lists all of them, so what it lacks is an artifact; one that has other objects too
     says of which objects it knows. A row without a usable position is not sure.
     """
-    lists_others = pc.any(pc.equal(truth["label"], ARTIFACT)).as_py()
-    skip = settings.unmatched == "skip" or (settings.unmatched is None and lists_others)
+    lists = set(pc.unique(truth["label"]).to_pylist()) - {None}
+    skip = settings.unmatched == "skip" or (settings.unmatched is None and lists != {LSBG})
     labels = np.full(len(ra), AMBIGUOUS, np.int8)
     placed = np.isfinite(ra) & np.isfinite(dec) & (np.abs(dec) <= 90)
     label = label_by_vetting if skip else label_by_truth

@@ -175,9 +175,9 @@ def test_images_that_nobody_vetted_are_left_out(tmp_path: Path) -> None:
     assert dict(zip(found.object_id.to_pylist(), found.label.tolist(), strict=True)) == {1: 1, 3: 0}
     assert [summary.figures[f"rows_{end}"] for end in ("unmatched", "ambiguous", "rejected")] == [1, 1, 0]
     assert balanced(summary)
-    elsewhere = put_table(f"{tmp_path}/else.parquet", ra=[200.0], dec=[2.0], label=[0])
+    unknown = put_table(f"{tmp_path}/unknown.parquet", ra=[20.0], dec=[2.0], label=pa.nulls(1, pa.int8()))
     with pytest.raises(InputError, match="no images that the truth gives a label"):
-        run(f"{tmp_path}/a.npz", f"{tmp_path}/none", truth=elsewhere)
+        run(f"{tmp_path}/a.npz", f"{tmp_path}/none", truth=unknown)
     three = put_table(f"{tmp_path}/three.parquet", ra=[20.0, 30.0], dec=[2.0, 3.0], label=[2, 0])
     with pytest.raises(InputError, match=r"three\.parquet: column label does not hold .* but 2 too"):
         run(f"{tmp_path}/a.npz", f"{tmp_path}/none", truth=three)

@@ -152,10 +152,10 @@ def test_a_truth_table_labels_detections(place: str, tmp_path: Path) -> None:
     lsbgs = put_table(f"{place}/lsbgs.parquet", ra=[30.0], dec=true_dec[:1], label=[1])
     both = put_table(f"{place}/both.parquet", ra=[30.0, 30.0], dec=true_dec, label=[1, 0])
     all_of_it, named = {0: 1, 2: 0, 3: 0}, {0: 1, 3: 0}
-    for number, (truth, flags, wanted, unmatched) in enumerate(
-        [(lsbgs, {}, all_of_it, 0), (both, {}, named, 2), (both, {"unmatched": "artifact"}, all_of_it, 0)]
+    for number, (truth, rest, wanted, unmatched) in enumerate(
+        [(lsbgs, None, all_of_it, 0), (both, None, named, 2), (both, "artifact", all_of_it, 0)]
     ):
-        summary = run(tiles, f"{place}/out{number}", detections=detections, truth=truth, **flags)
+        summary = run(tiles, f"{place}/out{number}", detections=detections, truth=truth, unmatched=rest)
         found = by_id(f"{place}/out{number}")
         assert found.label is not None
         assert dict(zip(found.object_id.to_pylist(), found.label.tolist(), strict=True)) == wanted

@@ -191,6 +191,11 @@ class Cutouts(Cluster, Columns, TileReading, ImageReading):
         None, description="Truth table that gives the labels, matched by position.", json_schema_extra=PATH
     )
     radius_arcsec: Annotated[float, Field(gt=0)] = Field(3.0, description="Match radius for --truth.")
+    unmatched: Literal["artifact", "skip"] | None = Field(
+        None,
+        description="What is not in the truth: an artifact, or left out; without it, artifacts where the truth lists "
+        "LSBGs alone, else left out.",
+    )
     output: str = Field(description="Folder that receives the shards.", json_schema_extra=PATH)
     shard_rows: Positive = Field(10_000, description="Rows of one shard.")
 
@@ -209,6 +214,9 @@ class Fetch(Cluster, Columns):
     output: str = Field(description="Folder that receives the files.", json_schema_extra=PATH)
     positions: str | None = Field(
         None, description="Objects to fetch images of (Parquet, FITS or CSV).", json_schema_extra=PATH
+    )
+    label: Annotated[int, Field(ge=0, le=1)] | None = Field(
+        None, description="Label of every position, 1 LSBG or 0 artifact, where the table has no column label."
     )
     survey: Survey = Field("des", description="Survey whose layer, field and stretch are meant.")
     format: Literal["jpeg", "fits"] = Field("jpeg", description="Pictures, or fluxes in nanomaggies.")

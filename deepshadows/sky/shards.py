@@ -42,7 +42,7 @@ class Cutouts:
     flags : int32 (N,)
         See `schema.Flag`; rows with a fatal flag have a blank image.
     label : int8 (N,), optional
-        1 low-surface-brightness galaxy, 0 artifact.
+        1 low-surface-brightness galaxy, 0 artifact, -1 not known.
     """
 
     object_id: pa.Array
@@ -177,13 +177,13 @@ def cutouts_from_table(table: pa.Table, url: str) -> Cutouts:
     """
     fov_arcsec, stretch, bands = shard_geometry(table.schema, url)
     count = table.num_rows
-    flags = _integers(table, "flags", np.int32, 0, url) if "flags" in table.column_names else np.zeros(count, np.int32)
+    flags = _flags(table["flags"], url) if "flags" in table.column_names else np.zeros(count, np.int32)
     ra, dec, position_flags = positions(table, url)
     images, image_flags = _images(table["image"].combine_chunks())
     stated = image_metadata(table.schema)
     if (stated.get("shape", SHAPE_TEXT), stated.get("dtype", "uint8")) != (SHAPE_TEXT, "uint8"):
         image_flags |= Flag.BAD_SHAPE.bit
-    label = _integers(table, "label", np.int8, -1, url) if "label" in table.column_names else None
+    label = _labels(table["label"], url) if "label" in table.column_names else None
     return Cutouts(
         object_id=object_ids(table["object_id"], url),
         ra=ra,
@@ -197,12 +197,23 @@ def cutouts_from_table(table: pa.Table, url: str) -> Cutouts:
     )
 
 
-def _integers(table: pa.Table, name: str, kind: Any, null: int, where: str) -> NDArray[Any]:
-    """A column of whole numbers, with `null` where it has none."""
+def _flags(column: pa.ChunkedArray, where: str) -> NDArray[np.int32]:
     try:
-        return np.asarray(table[name].cast(pa.from_numpy_dtype(kind)).fill_null(null).to_numpy())
+        return np.asarray(column.cast(pa.int32()).fill_null(0).to_numpy())
     except pa.ArrowException as error:
-        raise InputError(f"{where}: column {name} does not hold whole numbers of {kind.__name__}: {error}") from error
+        raise InputError(f"{where}: column flags does not hold whole numbers of 32 bits: {error}") from error
+
+
+def _labels(given: pa.ChunkedArray | NDArray[Any], where: str) -> NDArray[np.int8]:
+    """Labels with -1 where there is none, which NaN of an array says too."""
+    try:
+        column = pa.array(given, from_pandas=True) if isinstance(given, np.ndarray) else given
+        return np.asarray(column.cast(pa.int8()).fill_null(-1).to_numpy())
+    except pa.ArrowException as error:
+        raise InputError(
+            f"{where}: label does not hold whole numbers: {error}; give 1 for an LSBG, 0 for an artifact, and null "
+            "(Parquet) or NaN (.npz) where it is not known"
+        ) from error
 
 
 def object_ids(column: pa.ChunkedArray | pa.Array, where: str) -> pa.Array:
@@ -343,7 +354,7 @@ def read_npz(url: str, geometry: Geometry, stem: str = "") -> Cutouts:
         dec=dec,
         images=images,
         flags=flags | position_flags,
-        label=data["label"].astype(np.int8) if "label" in data else None,
+        label=_labels(data["label"], url) if "label" in data else None,
         fov_arcsec=geometry.fov_arcsec,
         stretch=geometry.stretch.name,
         bands=geometry.bands,

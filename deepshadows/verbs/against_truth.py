@@ -23,8 +23,7 @@ from deepshadows.outcomes import InputError
 from deepshadows.schema import Flag
 from deepshadows.sky.detections import read_table
 from deepshadows.sky.footprints import unit_vectors
-from deepshadows.sky.matching import ARTIFACT, LSBG, chord, match, reach_arcsec
-from deepshadows.sky.shards import positions
+from deepshadows.sky.matching import ARTIFACT, LSBG, checked_truth, chord, match, reach_arcsec
 from deepshadows.verbs.judgement import Subject
 
 AREA_ORDER = 8
@@ -51,26 +50,19 @@ class Truth:
 
 
 def read_truth(url: str) -> Truth:
-    """Read and check a truth table: ra, dec (float64 degrees) and label (1 for an LSBG) of every object.
+    """Read and check a truth table: ra, dec (float64 degrees) and label (1 for an LSBG, 0 or null) of every object.
 
     Raises
     ------
     InputError
-        A column is missing, a position is none, or no row has label 1.
+        A column is missing, a position is none, a label is another, or no row has label 1.
     """
-    table = read_table(storage.normalise(url))
-    if missing := [name for name in ("ra", "dec", "label") if name not in table.column_names]:
-        raise InputError(f"{url}: the truth table has no column {', '.join(missing)}; it has {table.column_names}")
-    ra, dec, flags = positions(table, url)
-    if bad := int(np.count_nonzero(flags)):
-        raise InputError(f"{url}: {bad} of {len(flags)} rows have no possible ra and dec; leave them out of the truth")
-    try:
-        label = table["label"].cast(pa.int8()).fill_null(ARTIFACT).to_numpy()
-    except pa.ArrowException as error:
-        raise InputError(f"{url}: column label does not hold 1 (LSBG) and 0: {error}") from error
+    table = checked_truth(read_table(storage.normalise(url)), url)
+    label = table["label"].fill_null(ARTIFACT).to_numpy()
     if not (label == LSBG).any():
         raise InputError(f"{url}: no row has label 1, so there is no LSBG to find")
-    area = with_neighbours(np.unique(_pixel(spatial_index(ra, dec))), AREA_ORDER)
+    index = spatial_index(table["ra"].to_numpy(), table["dec"].to_numpy())
+    area = with_neighbours(np.unique(_pixel(index)), AREA_ORDER)
     return Truth(url, table.filter(pa.array(label == LSBG)), area)
 
 

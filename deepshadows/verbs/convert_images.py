@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
@@ -19,7 +20,7 @@ from deepshadows.sky.detections import read_table
 from deepshadows.sky.images.conversion import Conversion, geometry_of, read_images
 from deepshadows.sky.images.record import Source
 from deepshadows.sky.images.sources import Listing
-from deepshadows.sky.matching import AMBIGUOUS, label_by_truth
+from deepshadows.sky.matching import AMBIGUOUS, LSBG, UNMATCHED, checked_truth, label_by_truth, label_by_vetting
 from deepshadows.sky.shards import Cutouts, write_shard
 from deepshadows.verbs.progress import track
 
@@ -51,7 +52,7 @@ def convert_images(settings: CutoutsSettings, listing: Listing, output: str) -> 
     InputError
         Sources differ in the type of their identifiers, or some have labels and others none; or no image is usable.
     """
-    truth = None if settings.truth is None else ray.put(read_table(storage.normalise(settings.truth)))
+    truth = None if settings.truth is None else ray.put(read_truth(settings.truth))
     task = ray.remote(num_cpus=1)(_convert)
     pending = [task.remote(source, settings, truth, output) for source in listing.sources]
     done = Converted(
@@ -66,7 +67,8 @@ def convert_images(settings: CutoutsSettings, listing: Listing, output: str) -> 
         raise InputError(f"{output}: its shards cannot be used together: {found}; convert them to separate outputs")
     if not done.shards:
         reasons = [*done.problems, *(reason for _, _, reason in done.rejects)]
-        raise InputError("; ".join(reasons[:3]) or f"{settings.input}: no images in it")
+        found = "that the truth gives a label" if done.counts["planned"] and settings.truth else "in it"
+        raise InputError("; ".join(reasons[:3]) or f"{settings.input}: no images {found}")
     return done
 
 
@@ -77,7 +79,7 @@ def _convert(source: Source, settings: CutoutsSettings, truth: pa.Table | None, 
     done = Converted(rejects=conversion.rejects)
     try:
         parts = conversion.cutouts(read_images(source, settings, geometry), settings.shard_rows)
-        for part in _labelled(parts, truth, settings.radius_arcsec, done.counts):
+        for part in _labelled(parts, truth, settings, done.counts):
             write_shard(storage.join(output, f"{source.name}-{done.shards:05d}.parquet"), part)
             done.shards += 1
             done.counts.update(count_rows(part))
@@ -90,33 +92,53 @@ def _convert(source: Source, settings: CutoutsSettings, truth: pa.Table | None, 
         done.counts["quarantined"] += left
         done.counts["planned"] += left
     done.counts["planned"] += conversion.seen
-    done.counts["rejected"] += conversion.seen - done.counts["written"] - done.counts["ambiguous"]
+    elsewhere = sum(done.counts[end] for end in ("written", "ambiguous", "unmatched"))
+    done.counts["rejected"] += conversion.seen - elsewhere
     return done
 
 
 def _labelled(
-    parts: Iterator[Cutouts], truth: pa.Table | None, radius_arcsec: float, counts: Counter[str]
+    parts: Iterator[Cutouts], truth: pa.Table | None, settings: CutoutsSettings, counts: Counter[str]
 ) -> Iterator[Cutouts]:
-    """Parts with the labels of a truth table, where there is one; ambiguous rows are counted and left out."""
+    """Parts with the labels of a truth table, where there is one; rows without a sure one are counted and left out."""
     for part in parts:
         if truth is None:
             yield part
             continue
-        labels = labels_by_position(truth, radius_arcsec, part.ra, part.dec)
-        counts["ambiguous"] += int(np.count_nonzero(labels < 0))
+        labels = labels_by_position(truth, settings, part.ra, part.dec)
+        counts.update(count_without_label(labels))
         kept = replace(part, label=labels).take(labels >= 0)
         if len(kept):
             yield kept
 
 
+def read_truth(url: str) -> pa.Table:
+    """A truth table, checked; see `matching.checked_truth`."""
+    return checked_truth(read_table(storage.normalise(url)), url)
+
+
 def labels_by_position(
-    truth: pa.Table, radius_arcsec: float, ra: NDArray[np.float64], dec: NDArray[np.float64]
+    truth: pa.Table, settings: CutoutsSettings, ra: NDArray[np.float64], dec: NDArray[np.float64]
 ) -> NDArray[np.int8]:
-    """Labels by position; a row without a usable one is ambiguous."""
+    """Labels by position: 1 or 0, -1 where it is not sure, -2 where the truth does not say.
+
+    A truth that lists LSBGs alone lists all of them, so what it lacks is an artifact; one that has other objects too
+    says of which objects it knows. A row without a usable position is not sure.
+    """
+    lists = set(pc.unique(truth["label"]).to_pylist()) - {None}
+    skip = settings.unmatched == "skip" or (settings.unmatched is None and lists != {LSBG})
     labels = np.full(len(ra), AMBIGUOUS, np.int8)
     placed = np.isfinite(ra) & np.isfinite(dec) & (np.abs(dec) <= 90)
-    labels[placed] = label_by_truth(ra[placed], dec[placed], truth, radius_arcsec)
+    label = label_by_vetting if skip else label_by_truth
+    labels[placed] = label(ra[placed], dec[placed], truth, settings.radius_arcsec)
     return labels
+
+
+def count_without_label(labels: NDArray[np.int8]) -> Counter[str]:
+    """Rows that are left out because the truth gives them no label, or no sure one."""
+    return Counter(
+        ambiguous=int(np.count_nonzero(labels == AMBIGUOUS)), unmatched=int(np.count_nonzero(labels == UNMATCHED))
+    )
 
 
 def count_rows(part: Cutouts) -> Counter[str]:

@@ -15,14 +15,21 @@ from deepshadows.outcomes import ExitCode, InputError, StorageError, Summary, Us
 from deepshadows.schema import Flag
 from deepshadows.settings import Cutouts as CutoutsSettings
 from deepshadows.sky.cutouts import Geometry, cut_parts
-from deepshadows.sky.detections import Detections, read_detections, read_table
+from deepshadows.sky.detections import Detections, read_detections
 from deepshadows.sky.images.conversion import geometry_of
 from deepshadows.sky.images.sources import list_sources
 from deepshadows.sky.shards import Cutouts, shard_name, write_shard
 from deepshadows.sky.tile_headers import FITS_SUFFIXES
 from deepshadows.sky.tile_index import scan_tiles
 from deepshadows.sky.tiles import TileFiles, open_tile
-from deepshadows.verbs.convert_images import Converted, convert_images, count_rows, labels_by_position
+from deepshadows.verbs.convert_images import (
+    Converted,
+    convert_images,
+    count_rows,
+    count_without_label,
+    labels_by_position,
+    read_truth,
+)
 from deepshadows.verbs.progress import track
 from deepshadows.verbs.ray_session import ray_session
 
@@ -31,7 +38,7 @@ REJECTS = "_rejects.parquet"
 
 
 def run(settings: CutoutsSettings) -> Summary:
-    """Cut or convert, label and write; every row is written, listed as rejected, or counted as ambiguous.
+    """Cut or convert, label and write; every row is written, listed as rejected, or counted.
 
     Raises
     ------
@@ -66,14 +73,21 @@ def _summary(output: str, done: Converted) -> Summary:
         "rows_written": counts["written"],
         "rows_rejected": counts["rejected"],
         "rows_ambiguous": counts["ambiguous"],
+        "rows_unmatched": counts["unmatched"],
         "rows_quarantined": counts["quarantined"],
         "labels": {name: counts[f"label {name}"] for name in ("0", "1") if f"label {name}" in counts},
         "flags": {key.removeprefix("flag "): counts[key] for key in sorted(counts) if key.startswith("flag ")},
     }
     text = [
         f"{counts['planned']} rows = {counts['written']} written in {done.shards} shards + {counts['rejected']} "
-        f"rejected + {counts['ambiguous']} ambiguous + {counts['quarantined']} unreadable"
+        f"rejected + {counts['ambiguous']} ambiguous + {counts['unmatched']} unmatched + {counts['quarantined']} "
+        "unreadable"
     ]
+    if counts["unmatched"]:
+        text.append(
+            f"{counts['unmatched']} rows match no object of the truth and are left out; if it lists every LSBG of its "
+            "area, --unmatched artifact makes them artifacts"
+        )
     if figures["labels"]:
         text.append(f"labels: {counts['label 1']} low-surface-brightness galaxies, {counts['label 0']} artifacts")
     if figures["flags"]:
@@ -96,8 +110,7 @@ def _from_tiles(settings: CutoutsSettings, source: str, output: str, geometry: G
     detections = read_detections(storage.normalise(settings.detections), settings)
     labels = None
     if settings.truth is not None:
-        truth = read_table(storage.normalise(settings.truth))
-        labels = labels_by_position(truth, settings.radius_arcsec, detections.ra, detections.dec)
+        labels = labels_by_position(read_truth(settings.truth), settings, detections.ra, detections.dec)
     good = detections.flags == 0
     owner = np.full(len(detections), -1, np.int32)
     owner[good] = index.owners(detections.ra[good], detections.dec[good])[0]
@@ -108,7 +121,7 @@ def _from_tiles(settings: CutoutsSettings, source: str, output: str, geometry: G
         ids = detections.object_id.filter(pa.array(rows)).to_pylist()
         done.rejects += [(str(object_id), settings.detections, f"{flag.name}: {flag.text}") for object_id in ids]
     if labels is not None:
-        done.counts["ambiguous"] = int(np.count_nonzero((labels < 0) & (owner >= 0)))
+        done.counts.update(count_without_label(labels[owner >= 0]))
         owner[labels < 0] = -1
     task = ray.remote(num_cpus=1)(_cut_tile)
     pending = []

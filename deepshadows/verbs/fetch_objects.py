@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from deepshadows import storage
-from deepshadows.outcomes import InputError
+from deepshadows.outcomes import InputError, UsageError
 from deepshadows.settings import Fetch
 from deepshadows.sky.detections import Positions, check_columns, read_table
 from deepshadows.sky.shards import object_ids, positions
@@ -39,6 +39,8 @@ def read_objects(settings: Fetch) -> Objects:
     ------
     InputError
         There are no rows, no positions, or labels that are not small whole numbers.
+    UsageError
+        There are labels in the table and one in the settings.
     """
     assert settings.positions is not None
     url = storage.normalise(settings.positions)
@@ -61,12 +63,14 @@ def read_objects(settings: Fetch) -> Objects:
             reasons.setdefault(row, "an earlier row has this object_id")
         elif row not in reasons:
             seen.add(object_id)
-    return Objects(object_id=ids, ra=ra, dec=dec, label=_labels(table, url), reasons=reasons)
+    return Objects(object_id=ids, ra=ra, dec=dec, label=_labels(table, url, settings.label), reasons=reasons)
 
 
-def _labels(table: pa.Table, url: str) -> NDArray[np.int8] | None:
+def _labels(table: pa.Table, url: str, of_all: int | None) -> NDArray[np.int8] | None:
     if "label" not in table.column_names:
-        return None
+        return None if of_all is None else np.full(table.num_rows, of_all, np.int8)
+    if of_all is not None:
+        raise UsageError(f"{url}: the table has labels of its own, in a column label; leave out --label {of_all}")
     try:
         labels = table["label"].cast(pa.int8()).fill_null(-1).to_numpy()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:

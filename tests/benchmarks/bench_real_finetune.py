@@ -3,8 +3,9 @@
     python -m tests.benchmarks.bench_real_finetune --real DIR [CHECKPOINT] [--repeats 4] [--recipe finetune_few]
 
 The recipe is one of `deepshadows finetune`: a quarter of the training rows chooses the epoch and calibrates. Each row
-is judged once a repeat by a network that has not seen it; last, by the mean of its logits over the repeats. What the
-network says without fine-tuning is told, and logged, by `bench_real_sky`.
+is judged once a repeat by a network that has not seen it; last, by the mean of its logits over the repeats, and that is
+added to the card of the network that all start from: it is a look at these labels too. What the network says without
+fine-tuning is told, and logged, by `bench_real_sky`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from sklearn.model_selection import StratifiedKFold, train_test_split
 from deepshadows.model import checkpoint
 from deepshadows.model.calibration import fit_platt
 from deepshadows.model.checkpoint import fill
-from deepshadows.model.metrics import Judged, judge
+from deepshadows.model.metrics import Judged
 from deepshadows.model.network import DeepShadowsNet, in_batches
 from deepshadows.model.training import Examples, Learner
 from deepshadows.settings import DEFAULT_NETWORK, RECIPES, Recipe
@@ -29,10 +30,9 @@ from deepshadows.sky.cutouts import Geometry
 from deepshadows.sky.shards import read_npz
 from deepshadows.sky.stretch import stretch_named
 from tests.benchmarks.bench_classify import machine
-from tests.benchmarks.bench_real_sky import LABELLED
+from tests.benchmarks.bench_real_sky import LABELLED, SHOWN, figures_of, log
 
 FOLDS = 5
-SHOWN = ("accuracy", "auc", "completeness", "purity", "ece")
 
 
 def fine_tuned(net: DeepShadowsNet, images: NDArray[np.uint8], labels: NDArray[np.int8], recipe: Recipe) -> Learner:
@@ -53,10 +53,13 @@ def scaled_logits(learner: Learner, images: NDArray[np.uint8]) -> NDArray[np.flo
     return platt.slope * in_batches(learner.net, images).astype(np.float64) + platt.intercept
 
 
-def told(name: str, logits: NDArray[np.float64], labels: NDArray[np.int8]) -> str:
-    found = judge(Judged(probabilities=expit(logits), labels=labels), 0.5, calibrated_at=0.5)
+def told(name: str, found: dict[str, float]) -> str:
     cells = [f"{found[measure]:.3f} ({found[measure + '_lo']:.3f}-{found[measure + '_hi']:.3f})" for measure in SHOWN]
     return f"| {name} | {' | '.join(cells)} |"
+
+
+def found_by(logits: NDArray[np.float64], labels: NDArray[np.int8]) -> dict[str, float]:
+    return figures_of(Judged(probabilities=expit(logits), labels=labels), 0.5, 0.5)
 
 
 def main() -> None:
@@ -79,8 +82,12 @@ def main() -> None:
         for train, test in StratifiedKFold(FOLDS, shuffle=True, random_state=repeat).split(labels, labels):
             learner = fine_tuned(net, images[train], labels[train], recipe)
             logits[repeat, test] = scaled_logits(learner, images[test])
-        print(told(f"fine-tuned, repeat {repeat + 1}", logits[repeat], labels), flush=True)
-    print(told(f"fine-tuned, mean of {wanted.repeats}", logits.mean(axis=0), labels))
+        print(told(f"fine-tuned, repeat {repeat + 1}", found_by(logits[repeat], labels)), flush=True)
+    figures = found_by(logits.mean(axis=0), labels)
+    print(told(f"fine-tuned, mean of {wanted.repeats}", figures))
+    layers = RECIPES[wanted.recipe].trainable
+    sample = f"{LABELLED}, cross-validated fine-tuning: layers {layers}, {FOLDS} folds, {wanted.repeats} repeats"
+    log(wanted.checkpoint, card, figures, sample)
 
 
 if __name__ == "__main__":

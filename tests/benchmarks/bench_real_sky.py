@@ -29,6 +29,7 @@ from deepshadows.sky.stretch import stretch_named
 from tests.benchmarks.bench_classify import machine
 
 LABELLED, FORNAX, GRECO = "des_labelled_dev", "fornax_lsb", "greco_lsbg_legacy_dr5"
+REAL = f"{LABELLED}, {FORNAX}, {GRECO}"
 SHOWN = ("accuracy", "auc", "completeness", "purity", "ece")
 RESAMPLES = 1000
 
@@ -49,11 +50,12 @@ def simulated(scorer: Scorer, cutouts: Cutouts) -> tuple[dict[str, float], Judge
     assert cutouts.label is not None
     p = scorer.score(cutouts.images).p_lsbg.astype(np.float64)
     judged = Judged(probabilities=p, labels=cutouts.label)
-    return _figures(scorer, judged), judged
+    return figures_of(judged, scorer.card.threshold, scorer.card.prevalence), judged
 
 
-def _figures(scorer: Scorer, judged: Judged) -> dict[str, float]:
-    found = judge(judged, scorer.card.threshold, calibrated_at=scorer.card.prevalence)
+def figures_of(judged: Judged, threshold: float, prevalence: float) -> dict[str, float]:
+    """What is shown and logged, with intervals."""
+    found = judge(judged, threshold, calibrated_at=prevalence)
     names = [f"{name}{end}" for name in SHOWN for end in ("", "_lo", "_hi")]
     return {name: float(value) for name in names if (value := found[name]) is not None}
 
@@ -62,7 +64,7 @@ def real(scorer: Scorer, folder: Path) -> tuple[dict[str, float], Judged]:
     p, labels = probabilities(scorer, folder / f"{LABELLED}.npz")
     assert labels is not None
     judged = Judged(probabilities=p, labels=labels)
-    figures = _figures(scorer, judged)
+    figures = figures_of(judged, scorer.card.threshold, scorer.card.prevalence)
     for name in (FORNAX, GRECO):
         kept = probabilities(scorer, folder / f"{name}.npz")[0] >= scorer.card.threshold
         figures |= {f"{name}_kept": float(kept.mean()), f"{name}_n": len(kept)}
@@ -85,10 +87,10 @@ def difference(first: Judged, second: Judged, thresholds: tuple[float, float]) -
     return {name: np.percentile(values, [50, 2.5, 97.5]) for name, values in drawn.items()}
 
 
-def log(checkpoint: str, card: Card, figures: dict[str, float]) -> None:
+def log(checkpoint: str, card: Card, figures: dict[str, float], sample: str = REAL) -> None:
     """Append to the card's evaluations."""
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
-    entry = Evaluation(sample=f"{LABELLED}, {FORNAX}, {GRECO}", commit=commit.stdout.strip(), figures=figures)
+    entry = Evaluation(sample=sample, commit=commit.stdout.strip(), figures=figures)
     card = card.model_copy(update={"evaluations": (*card.evaluations, entry)})
     storage.write(storage.join(shipped.folder(checkpoint), CARD_NAME), card.model_dump_json(indent=2).encode())
 

@@ -11,10 +11,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deepshadows.outcomes import InputError
-from deepshadows.sky.matching import label_by_truth, match
+from deepshadows.sky.matching import checked_truth, label_by_truth, label_by_vetting, match
 
 
-def truth(ra: list[float], dec: list[float], label: list[int], **more: list[float]) -> pa.Table:
+def truth(ra: list[float], dec: list[float], label: list[int | None], **more: list[float]) -> pa.Table:
     return pa.table({"ra": ra, "dec": dec, "label": pa.array(label, pa.int8()), **more})
 
 
@@ -67,6 +67,42 @@ def test_two_lsbgs_side_by_side_each_keep_their_own() -> None:
 
 def test_other_truth_rows_do_not_match() -> None:
     assert label_by_truth(np.array([10.0]), np.array([0.0]), truth([10.0], [0.0], [0]), 3.0).tolist() == [0]
+
+
+def test_what_may_be_an_lsbg_is_no_artifact() -> None:
+    rows = truth([10.0, 10.0], [0.0, 9.0 / 3600], [None, 1])
+    dec = np.array([2.0, 4.0, 9.0]) / 3600
+    assert label_by_truth(np.full(3, 10.0), dec, rows, 3.0).tolist() == [-1, 0, 1]
+
+
+def test_vetted_objects_say_nothing_of_the_others() -> None:
+    """On a line in arcseconds; the row at 2 has no detection of its own and speaks for none that has one."""
+    found, seen = np.array([0.0, 4.0, 20.0, 30.0, 40.0]), np.array([0.2, 2.0, 4.0, 30.0, 40.0, 40.0, 50.0])
+    rows = truth([10.0] * 7, list(seen / 3600), [1, 1, 0, None, 0, 1, 1])
+    assert label_by_vetting(np.full(5, 10.0), found / 3600, rows, 3.0).tolist() == [1, 0, -2, -1, -1]
+    assert label_by_vetting(np.full(1, 10.0), np.zeros(1), rows.slice(6), 3.0).tolist() == [-2]
+    assert label_by_vetting(np.empty(0), np.empty(0), rows, 3.0).tolist() == []
+    assert label_by_vetting(np.full(1, 10.0), np.zeros(1), truth([], [], []), 3.0).tolist() == [-2]
+
+
+@pytest.mark.parametrize("label", [[1, 0, None], [1.0, 0.0, np.nan], [True, False, None]])
+def test_labels_of_a_truth_are_one_and_zero_whatever_their_type(label: list[float | None]) -> None:
+    table = pa.table({"ra": [1.0] * 3, "dec": [1.0] * 3, "label": label})
+    assert checked_truth(table, "t")["label"].to_pylist() == [1, 0, None]
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ([0, 1, 2], "t: column label does not hold .* but 2 too; give every class"),
+        ([0.0, 0.7, 1.0], "but 0.7 too"),
+        (["lsbg", "star", None], "but 'lsbg', 'star' too"),
+        ([[1], [0], [0]], "t: column label does not hold 1"),
+    ],
+)
+def test_other_labels_of_a_truth_are_refused_by_name(label: list[object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        checked_truth(pa.table({"ra": [1.0] * 3, "dec": [1.0] * 3, "label": label}), "t")
 
 
 def test_nothing_to_label() -> None:

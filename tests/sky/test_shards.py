@@ -166,6 +166,14 @@ def test_npz_images_are_brought_to_the_field(tmp_path: Path) -> None:
     assert cutouts.object_id.to_pylist() == ["a-000000", "a-000001", "a-000002"]
 
 
+def test_an_npz_label_of_nan_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, image=np.zeros((3, 64, 64, 3), np.uint8), fov_arcsec=33.5, label=[1.0, np.nan, 0.0])
+    label = read_npz(str(path), GEOMETRY).label
+    assert label is not None
+    assert (label.tolist(), label.dtype) == ([1, -1, 0], np.int8)
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
@@ -174,6 +182,9 @@ def test_npz_images_are_brought_to_the_field(tmp_path: Path) -> None:
         ({"image": np.zeros((2, 64, 64), np.uint8), "fov_arcsec": [33.5, 33.5]}, r"\(2, 64, 64\)"),
         ({"image": np.zeros((2, 64, 64, 3), np.uint8), "fov_arcsec": [33.5, -1]}, "positive"),
         ({"image": np.zeros((2, 64, 64, 3), np.uint8), "fov_arcsec": 33.5, "label": [1]}, "label must have one value"),
+        ({"image": np.zeros((1, 64, 64, 3), np.uint8), "fov_arcsec": 33.5, "label": [0.7]}, r"label does not .*0\.7"),
+        ({"image": np.zeros((1, 64, 64, 3), np.uint8), "fov_arcsec": 33.5, "label": [257]}, "257 .* give 1 for"),
+        ({"image": np.zeros((1, 64, 64, 3), np.uint8), "fov_arcsec": 33.5, "label": ["lsbg"]}, "label does not .*lsbg"),
         ({"image": np.array([{"a": 1}], dtype=object), "fov_arcsec": [33.5]}, "not a readable"),
     ],
 )

@@ -181,6 +181,7 @@ def test_the_figure(catalog: str, tmp_path: Path) -> None:
         (lambda table: table.set_column(0, "ra", pa.array(np.full(25, 77.0))), "do not overlap"),
         (lambda table: table.drop_columns(["label"]), "no column label"),
         (lambda table: table.set_column(2, "label", pa.array(["galaxy"] * 25)), "label does not hold 1"),
+        (lambda table: table.set_column(2, "label", pa.array([0, 1, 2, 2, 1] * 5)), "but 2 too; give every class"),
         (lambda table: table.set_column(2, "label", pa.array([0] * 25)), "no row has label 1"),
         (lambda table: table.set_column(1, "dec", pa.array(np.full(25, np.nan))), "25 of 25 rows have no possible ra"),
         (lambda table: table.set_column(0, "ra", table["ra"].cast(pa.float32())), "float64"),

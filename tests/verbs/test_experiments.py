@@ -32,7 +32,7 @@ from deepshadows.verbs.paper.label_noise import flipped
 from deepshadows.verbs.paper.published import THREE_CLASS_CONFUSION
 from deepshadows.verbs.paper.real_features import TARGETS, real_features
 from deepshadows.verbs.paper.samples import Sample, read_sample, split_sample
-from deepshadows.verbs.paper.scale import SCALES, Scale
+from deepshadows.verbs.paper.scale import A_THIRD, SCALES, Scale
 from deepshadows.verbs.paper.study import Study
 from deepshadows.verbs.paper.three_classes import confusion, measures, resampled, types_by_score
 from deepshadows.verbs.paper.trainings import FeatureJob, NetworkJob, Outcome, Tell, Trainer, Workplace
@@ -60,7 +60,7 @@ TINY = Scale(
     transfer=TINY_RECIPE.model_copy(update={"epochs": 1, "batch_size": 8}),
     targeted_epochs=1,
     seeds=(1, 3),
-    uniform=(0.05, 0.33),
+    uniform=(0.05, A_THIRD),
     targeted=(0.10,),
     transfer_sizes=(10, 20),
 )
@@ -281,7 +281,8 @@ def test_the_page_escapes_what_it_shows_and_marks_targets() -> None:
 def test_the_scales_hold_every_experiment() -> None:
     for scale in SCALES.values():
         assert scale.seeds == (1, 3, 18, 33, 42, 96)
-        assert (scale.uniform, scale.targeted) == ((0.01, 0.05, 0.10, 0.33), (0.01, 0.05, 0.10))
+        assert (scale.uniform, scale.targeted) == ((0.01, 0.05, 0.10, A_THIRD), (0.01, 0.05, 0.10))
+        assert [round(share * 30_000) for share in scale.uniform] == [300, 1_500, 3_000, 10_000], "the paper's numbers"
         assert scale.transfer_sizes[-1] == 320
         assert scale.recipe.keep == scale.transfer.keep == "last"
     papers = Recipe(name="2020", precision="bfloat16", weights="float16")
@@ -482,20 +483,20 @@ def samples_of_two_classes() -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_shares_that_round_alike_are_trainings_of_their_own(samples: Path) -> None:
-    scale = replace(TINY, uniform=(0.05, 0.052), targeted=(0.104, 0.1))
+    scale = replace(TINY, uniform=(0.05, 0.052, A_THIRD), targeted=(0.104, 0.1))
     trainer = Trainer(folder=str(samples / "out"), place=Workplace(threads=1, gpu=False))
     study = Study(
         scale=scale, split="sky", seed=1, trainer=trainer, read=lambda _: read(samples / "des"), features=None
     )
     made = [*label_noise.uniform(study), *label_noise.targeted(study)]
     assert [training.job.name for training in made] == [
-        *("right labels", "uniform 5 %", "uniform 5.2 %", "right labels, fewer epochs"),
+        *("right labels", "uniform 5 %", "uniform 5.2 %", "uniform 33 %", "right labels, fewer epochs"),
         *("LSBG to artifact 10.4 %", "LSBG to artifact 10 %", "artifact to LSBG 10.4 %", "artifact to LSBG 10 %"),
     ]
     rows = len(made[0].job.train)
     wrong = [np.count_nonzero(training.job.labels != study.first.labels) for training in made]
-    assert wrong == [round(share * rows) for share in (0, 0.05, 0.052, 0, 0.104, 0.1, 0.104, 0.1)]
-    assert [training.job.recipe.epochs for training in made] == [2] * 3 + [1] * 5
+    assert wrong == [round(share * rows) for share in (0, 0.05, 0.052, 1 / 3, 0, 0.104, 0.1, 0.104, 0.1)]
+    assert [training.job.recipe.epochs for training in made] == [2] * 4 + [1] * 5
 
 
 def check_rows(record: dict[str, Any]) -> None:
@@ -525,8 +526,11 @@ def check_rows(record: dict[str, Any]) -> None:
         assert accuracy["low"] <= accuracy["ours"] <= accuracy["high"]
     flips = record["experiments"]["label_noise"]["details"]["flipped"]
     n_train = rows["label_noise"]["right labels"]["n_train"]
-    assert flips["uniform 33 %"] == round(0.33 * n_train)
+    assert flips["uniform 33 %"] == round(n_train / 3)
     assert flips["right labels"] == 0
+    details = record["experiments"]["three_classes"]["details"]
+    assert np.sum(details["confusion"]) == rows["three_classes"]["three classes"]["n_test"]
+    assert np.array_equal(details["paper_confusion"], THREE_CLASS_CONFUSION)
 
 
 def test_an_interrupted_run_goes_on_with_what_is_kept(ray_local: None, samples: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from deepshadows.schema import Flag
 from deepshadows.sky.public_lists import PUBLIC_LISTS, PublicList, blob_id
 from deepshadows.sky.shards import read_shards
 from deepshadows.verbs import cutouts, fetch
+from deepshadows.verbs.paper.samples import read_sample
 from deepshadows.verbs.polite_http import PoliteClient
 from tests.viewer_server import ViewerServer
 
@@ -338,6 +340,27 @@ def test_positions_without_identifiers_are_named_by_place(server: ViewerServer, 
     summary = run(server, f"{tmp_path}/p.csv", f"{tmp_path}/out")
     assert images_in(f"{tmp_path}/out") == ["30.000000-1.500000.jpg", "30.125000+1.500000.jpg"]
     assert counts(summary) == (3, 2, 0, 1), "the public lists hold positions twice"
+
+
+def test_lists_of_one_class_each_become_a_sample_for_the_experiments(server: ViewerServer, tmp_path: Path) -> None:
+    """As Datasets/README.md has it."""
+    for label, name in ((1, "lsbgs"), (0, "artifacts")):
+        lines = [f"{number},{ra},{-20 - label}.5" for number, ra in enumerate(ra_of(20))]
+        (tmp_path / f"{name}.csv").write_text("\n".join([",ra,dec", *lines]) + "\n")
+        run(server, f"{tmp_path}/{name}.csv", f"{tmp_path}/images/{name}", label=label)
+        assert {row["label"] for row in table(f"{tmp_path}/images/{name}/positions.parquet")} == {label}
+        shutil.copytree(tmp_path / "images" / name / "shards", tmp_path / "sample" / name)
+    sample = read_sample(f"{tmp_path}/sample", "des", most=100, split="sky", seed=1, origin="lists")
+    assert (len(sample.rows_of(1)), len(sample.rows_of(0)), sample.features) == (20, 20, None)
+
+
+def test_a_table_with_labels_takes_none_from_the_flag(server: ViewerServer, tmp_path: Path) -> None:
+    positions = put_positions(f"{tmp_path}/p.parquet", label=[1, 0, None, 1])
+    with pytest.raises(UsageError, match=r"p\.parquet: the table has labels of its own.* leave out --label 0"):
+        run(server, positions, f"{tmp_path}/out", label=0)
+    with pytest.raises(UsageError, match="label"):
+        settings.Fetch.resolve({"what": "cutouts", "positions": "p", "output": "o", "label": 2}, "test")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

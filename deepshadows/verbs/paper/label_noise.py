@@ -13,6 +13,7 @@ from deepshadows.sky.matching import ARTIFACT, LSBG
 from deepshadows.verbs.paper import figures
 from deepshadows.verbs.paper.findings import MEASURES, Row, Section, Table, judged_logits, numbers
 from deepshadows.verbs.paper.samples import Rows
+from deepshadows.verbs.paper.scale import A_THIRD
 from deepshadows.verbs.paper.study import Study
 from deepshadows.verbs.paper.trainings import NetworkJob, Outcome
 
@@ -124,5 +125,5 @@ def _noisy(study: Study, kind: str, share: float, only: int | None, epochs: int)
     base = study.binary_job(study.seed)
     wrong = flipped(base.labels, base.train, round(share * len(base.train)), study.seed, only)
     recipe = base.recipe.model_copy(update={"epochs": epochs})
-    name = f"{kind} {100 * share:.12g} %"
+    name = f"{kind} {33 if share == A_THIRD else 100 * share:.12g} %"
     return Noisy(kind=kind, share=share, job=replace(base, name=name, labels=wrong, recipe=recipe, keep_weights=False))

@@ -126,7 +126,12 @@ def three_classes(study: Study) -> Section:
             "Rows: " + ", ".join(f"{count} {name}" for name, count in sizes.items()) + f"; {lost} LSBGs that the SVM "
             "rejects are left out. Numbers are weighted to equal shares, since the classes are not of equal size here.",
         ),
-        details={"rows": sizes, "lsbg_left_out": lost, "confusion": counts.astype(int).tolist()},
+        details={
+            "rows": sizes,
+            "lsbg_left_out": lost,
+            "confusion": counts.astype(int).tolist(),
+            "paper_confusion": THREE_CLASS_CONFUSION,
+        },
         training_seconds=svm_seconds + outcome.seconds,
     )
 

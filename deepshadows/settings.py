@@ -191,10 +191,9 @@ class Cutouts(Cluster, Columns, TileReading, ImageReading):
         None, description="Truth table that gives the labels, matched by position.", json_schema_extra=PATH
     )
     radius_arcsec: Annotated[float, Field(gt=0)] = Field(3.0, description="Match radius for --truth.")
-    unmatched: Literal["artifact", "skip"] | None = Field(
-        None,
-        description="What is not in the truth: an artifact, or left out; without it, artifacts where the truth lists "
-        "LSBGs alone, else left out.",
+    unmatched: Literal["artifact", "skip"] = Field(
+        "artifact",
+        description="What the truth does not list: an artifact, or left out where the truth is not complete.",
     )
     output: str = Field(description="Folder that receives the shards.", json_schema_extra=PATH)
     shard_rows: Positive = Field(10_000, description="Rows of one shard.")

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
@@ -20,7 +19,7 @@ from deepshadows.sky.detections import read_table
 from deepshadows.sky.images.conversion import Conversion, geometry_of, read_images
 from deepshadows.sky.images.record import Source
 from deepshadows.sky.images.sources import Listing
-from deepshadows.sky.matching import AMBIGUOUS, LSBG, UNMATCHED, checked_truth, label_by_truth, label_by_vetting
+from deepshadows.sky.matching import AMBIGUOUS, UNMATCHED, checked_truth, label_by_truth, label_by_vetting
 from deepshadows.sky.shards import Cutouts, write_shard
 from deepshadows.verbs.progress import track
 
@@ -122,14 +121,11 @@ def labels_by_position(
 ) -> NDArray[np.int8]:
     """Labels by position: 1 or 0, -1 where it is not sure, -2 where the truth does not say.
 
-    A truth that lists LSBGs alone lists all of them, so what it lacks is an artifact; one that has other objects too
-    says of which objects it knows. A row without a usable position is not sure.
+    A row without a usable position is not sure.
     """
-    lists = set(pc.unique(truth["label"]).to_pylist()) - {None}
-    skip = settings.unmatched == "skip" or (settings.unmatched is None and lists != {LSBG})
     labels = np.full(len(ra), AMBIGUOUS, np.int8)
     placed = np.isfinite(ra) & np.isfinite(dec) & (np.abs(dec) <= 90)
-    label = label_by_vetting if skip else label_by_truth
+    label = label_by_vetting if settings.unmatched == "skip" else label_by_truth
     labels[placed] = label(ra[placed], dec[placed], truth, settings.radius_arcsec)
     return labels
 

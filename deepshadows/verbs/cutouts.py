@@ -57,7 +57,7 @@ def run(settings: CutoutsSettings) -> Summary:
         else:
             done = _from_tiles(settings, source, output, geometry)
     _write_rejects(output, done.rejects)
-    return _summary(output, done)
+    return _summary(settings, output, done)
 
 
 def _write_rejects(output: str, rejects: list[tuple[str, str, str]]) -> None:
@@ -66,7 +66,7 @@ def _write_rejects(output: str, rejects: list[tuple[str, str, str]]) -> None:
         storage.write_table(storage.join(output, REJECTS), pa.table(columns, ["object_id", "source", "reason"]))
 
 
-def _summary(output: str, done: Converted) -> Summary:
+def _summary(settings: CutoutsSettings, output: str, done: Converted) -> Summary:
     counts = +done.counts
     figures: dict[str, Any] = {
         "rows_planned": counts["planned"],
@@ -83,13 +83,10 @@ def _summary(output: str, done: Converted) -> Summary:
         f"rejected + {counts['ambiguous']} ambiguous + {counts['unmatched']} unmatched + {counts['quarantined']} "
         "unreadable"
     ]
-    if counts["unmatched"]:
-        text.append(
-            f"{counts['unmatched']} rows match no object of the truth and are left out; if it lists every LSBG of its "
-            "area, --unmatched artifact makes them artifacts"
-        )
     if figures["labels"]:
         text.append(f"labels: {counts['label 1']} low-surface-brightness galaxies, {counts['label 0']} artifacts")
+    if settings.truth is not None and settings.unmatched == "artifact":
+        text.append("what the truth does not list is an artifact; --unmatched skip leaves it out")
     if figures["flags"]:
         text.append("flags: " + ", ".join(f"{name} {count}" for name, count in figures["flags"].items()))
     if done.rejects:

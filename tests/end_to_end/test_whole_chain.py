@@ -18,13 +18,7 @@ def test_the_whole_chain_runs_on_s3(bucket: str) -> None:
     detect.run(settings.Detect(tiles=f"{sky}/tiles", output=detections, cuts="des"))
     found = pq.read_table(storage.open_arrow(detections))
     made = cutouts.run(
-        settings.Cutouts(
-            input=f"{sky}/tiles",
-            detections=detections,
-            truth=f"{sky}/truth.parquet",
-            unmatched="artifact",
-            output=shards,
-        )
+        settings.Cutouts(input=f"{sky}/tiles", detections=detections, truth=f"{sky}/truth.parquet", output=shards)
     )
     assert made.figures["rows_planned"] == found.num_rows
     assert made.figures["rows_written"] + made.figures["rows_ambiguous"] == found.num_rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from deepshadows.outcomes import UsageError
 from deepshadows.run.units import Unit, UnitKind
 from deepshadows.settings import Classify
+from deepshadows.sky.cutouts import METHOD
 from deepshadows.verbs.classify_plan import Earlier, Planned, plan
 from deepshadows.verbs.plan_detections import detections_of
 from tests.sky.test_shards import cutouts_of
@@ -93,3 +95,15 @@ def test_detections_that_were_only_copied_are_the_same_run(checkpoint: str, tmp_
     runs = [planned(tmp_path, "run", checkpoint, detections=str(tmp_path / f"{name}.parquet")) for name in "ab"]
     assert runs[0].record == runs[1].record
     assert len(list((tmp_path / "run" / "detections").iterdir())) == 1
+
+
+def test_the_field_that_the_network_is_fed_is_recorded(checkpoint: str, tmp_path: Path) -> None:
+    usual = {"method": METHOD, "stretch": "des-1", "fov_arcsec": 33.5, "bands": ["z", "r", "g"]}
+    records = {}
+    for fov_arcsec in (33.5, 21.5):
+        folder = tmp_path / str(fov_arcsec)
+        write_shards(str(folder / "in"), replace(cutouts_of(10, labelled=False), fov_arcsec=fov_arcsec), 10)
+        wanted = {} if fov_arcsec == 33.5 else {"fov_arcsec": fov_arcsec}
+        records[fov_arcsec] = planned(folder, "run", checkpoint, **wanted).record
+        assert records[fov_arcsec].preprocessing == {**usual, "fov_arcsec": fov_arcsec}
+    assert records[33.5].recipe != records[21.5].recipe

@@ -90,7 +90,7 @@ def cut_parts(
     """
     if tile.bands != geometry.bands:
         raise ValueError(f"tile has bands {tile.bands}, the network takes {geometry.bands}")
-    x, y = tile.wcs.all_world2pix(ra, dec, 0, quiet=True) if len(ra) else (np.empty(0), np.empty(0))
+    x, y = tile.wcs.all_world2pix(ra, dec, 0, quiet=True, adaptive=True) if len(ra) else (np.empty(0), np.empty(0))
     height, width = tile.shape
     inside = np.isfinite(x) & np.isfinite(y)
     inside &= (x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from astropy.wcs import Sip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -95,6 +96,20 @@ def test_dense_sparse_and_order_give_identical_pixels(points: list[tuple[float, 
         alone = cut(tile, ra[row : row + 1], dec[row : row + 1], GEOMETRY)
         assert (alone.images[0] == together.images[row]).all()
         assert alone.flags[0] == together.flags[row]
+
+
+def test_on_a_distorted_tile_a_cutout_does_not_depend_on_the_others() -> None:
+    """Where astropy inverts the WCS by iteration."""
+    tile = random_tile(scale_arcsec=0.168)
+    bend = np.zeros((3, 3))
+    bend[2, 0] = 5e-4  # 20 px at the edge
+    tile.wcs.sip = Sip(bend, bend.T, None, None, tile.wcs.wcs.crpix)
+    x, y = np.meshgrid(np.linspace(40, 360, 5), np.linspace(40, 260, 3))
+    ra, dec = sky(tile, x.ravel(), y.ravel())
+    together = cut(tile, ra, dec, GEOMETRY)
+    for row in range(len(ra)):
+        alone = cut(tile, ra[row : row + 1], dec[row : row + 1], GEOMETRY)
+        assert (alone.images[0] == together.images[row]).all()
 
 
 @pytest.mark.parametrize("sign_x", [-1, 1])

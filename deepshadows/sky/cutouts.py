@@ -2,13 +2,14 @@
 
 Images are (row, column, channel), north up and east left, channels R, G, B = z, r, g. Tiles within 1 % of 0.262"/px
 are binned 2x2 on a grid anchored at tile pixel 0 (mean of the valid pixels), so a cut-out's pixels do not depend on
-how many others are cut; all other scales are resampled, area-weighted when shrinking and linear when enlarging.
+how many others are cut; all other scales are resampled, area-weighted when shrinking and linear when enlarging. Flux is
+brought to the pixel that the stretch is for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,7 +90,7 @@ def cut_parts(
     """
     if tile.bands != geometry.bands:
         raise ValueError(f"tile has bands {tile.bands}, the network takes {geometry.bands}")
-    x, y = tile.wcs.all_world2pix(ra, dec, 0, quiet=True) if len(ra) else (np.empty(0), np.empty(0))
+    x, y = tile.wcs.all_world2pix(ra, dec, 0, quiet=True, adaptive=True) if len(ra) else (np.empty(0), np.empty(0))
     height, width = tile.shape
     inside = np.isfinite(x) & np.isfinite(y)
     inside &= (x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5)
@@ -123,6 +124,8 @@ def _cutter(
 ) -> Callable[[slice], tuple[NDArray[np.uint8], NDArray[np.int32]]]:
     """What gives images and flags of some of the positions, all inside the tile."""
     if is_native(tile.pixel_scale_arcsec, geometry):
+        if not same_scale(tile.pixel_scale_arcsec, look.stretch.pixel_scale_arcsec):
+            look = replace(look, stretch=look.stretch.of_pixels(tile.pixel_scale_arcsec))
         return BinnedCutouts(tile, x_edge, y_edge, geometry.size_pix, look, threads).take
     images, flags = resampled_cutouts(tile, x_edge, y_edge, geometry.size_pix, geometry.pitch_arcsec, look, threads)
     return lambda part: (images[part], flags[part])

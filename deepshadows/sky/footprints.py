@@ -207,7 +207,7 @@ class Footprints:
         for tile in np.unique(tiles[other]):
             rows = other[tiles[other] == tile]
             x[rows], y[rows] = _other_wcs(self._sources[tile].wcs_header).all_world2pix(
-                ra[rows], dec[rows], 0, quiet=True
+                ra[rows], dec[rows], 0, quiet=True, adaptive=True
             )
         height, width = self._sizes_pix[tiles].T
         inside_pix = np.minimum.reduce([x + 0.5, width - 0.5 - x, y + 0.5, height - 0.5 - y])

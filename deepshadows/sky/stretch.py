@@ -6,7 +6,7 @@ One implementation serves training, classification and simulation; its name goes
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -28,6 +28,12 @@ class Stretch:
     q: float = 20.0
     m: float = 0.03
     pixel_scale_arcsec: float
+
+    def of_pixels(self, pixel_scale_arcsec: float) -> Stretch:
+        """The same colours from flux per pixel of another scale."""
+        factor = (self.pixel_scale_arcsec / pixel_scale_arcsec) ** 2
+        scales = {band: scale * factor for band, scale in self.scales.items()}
+        return replace(self, scales=scales, pixel_scale_arcsec=pixel_scale_arcsec)
 
     def apply(self, flux: NDArray[np.float32], bands: tuple[str, ...]) -> NDArray[np.uint8]:
         """Stretch.

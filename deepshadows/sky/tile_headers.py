@@ -42,6 +42,13 @@ def named_tile(url: str, preset: Preset | None = None) -> str:
     return match["tile"] if match and match["tile"] else stem(url)
 
 
+def named_tile_or_folder(url: str, preset: Preset | None = None) -> str:
+    """As `named_tile`; the folder where the name is that of a band alone, as `bands_of` has it."""
+    name = named_tile(url, preset)
+    band = _NAME.match(name)
+    return storage.name_of(url.rpartition("/")[0]) if band and not band["tile"] else name
+
+
 def bands_of(
     entry: storage.StoredObject, zero_point: float | None, preset: Preset | None
 ) -> Iterator[tuple[str, str, BandSource]]:

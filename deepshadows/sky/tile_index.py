@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +18,7 @@ from deepshadows.sky.fits_files import fits_errors
 from deepshadows.sky.footprints import Footprints, footprint
 from deepshadows.sky.header_journal import FILES_PER_PART, HeaderJournal, Scanned
 from deepshadows.sky.presets import Preset, preset_named
-from deepshadows.sky.tile_headers import FITS_SUFFIXES, bands_of, named_tile, stem
+from deepshadows.sky.tile_headers import FITS_SUFFIXES, bands_of, named_tile_or_folder, stem
 from deepshadows.sky.tiles import BandSource, TileFiles
 
 SCAN_THREADS = 16
@@ -137,11 +137,23 @@ def index_files(
             problems.append((scanned.url, str(error)))
     lacking: dict[str, list[str]] = defaultdict(list)
     for problem_url, reason in problems:
-        lacking[named_tile(problem_url, preset)].append(reason)
+        lacking[named_tile_or_folder(problem_url, preset)].append(reason)
     tiles = tuple(
-        TileFiles(tile, bands, tuple(lacking.get(tile, ()))) for tile, bands in sorted(grouped.items()) if bands
+        TileFiles(tile, bands, _problems_of(tile, bands, lacking, preset))
+        for tile, bands in sorted(grouped.items())
+        if bands
     )
     return TileIndex(tiles, tuple(problems))
+
+
+def _problems_of(
+    tile: str, bands: Mapping[str, BandSource], lacking: Mapping[str, list[str]], preset: Preset | None
+) -> tuple[str, ...]:
+    """What is wrong with files that are named as the tile, or as its other bands: headers may name it otherwise."""
+    if not lacking:
+        return ()
+    names = dict.fromkeys([tile, *(named_tile_or_folder(source.url, preset) for source in bands.values())])
+    return tuple(reason for name in names for reason in lacking.get(name, ()))
 
 
 def _scan(

@@ -89,11 +89,14 @@ def scoring_recipe(settings: Classify, card: Card) -> str:
 
 def _decisive(settings: Classify, card: Card) -> tuple[dict[str, Any], str]:
     shown = {name: getattr(settings, name) for name in SCORING_SETTINGS}
-    return {**shown, **_preprocessing(card), "card": card.model_dump(exclude={"evaluations"})}, card.weights_sha256
+    described = card.model_dump(exclude={"evaluations"})
+    return {**shown, **_preprocessing(settings, card), "card": described}, card.weights_sha256
 
 
-def _preprocessing(card: Card) -> dict[str, Any]:
-    return {"method": METHOD, "stretch": card.stretch, "fov_arcsec": card.fov_arcsec, "bands": card.bands}
+def _preprocessing(settings: Classify, card: Card) -> dict[str, Any]:
+    """How pixels are prepared; the field is the one that the network is fed."""
+    fov_arcsec = settings.fov_arcsec or card.fov_arcsec
+    return {"method": METHOD, "stretch": card.stretch, "fov_arcsec": fov_arcsec, "bands": card.bands}
 
 
 def plan(settings: Classify, run: str, earlier: Earlier | None = None) -> Planned:
@@ -125,7 +128,7 @@ def plan(settings: Classify, run: str, earlier: Earlier | None = None) -> Planne
         plan_parts=units.parts,
         settings=settings.model_dump(exclude={"address"}),
         checkpoint={"name": card.name, "weights_sha256": card.weights_sha256},
-        preprocessing=_preprocessing(card),
+        preprocessing=_preprocessing(settings, card),
         id_type=id_type,
         units_planned=len(units),
         rows_planned=units.rows,

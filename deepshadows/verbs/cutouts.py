@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import ray
 from numpy.typing import NDArray
 
 from deepshadows import storage
-from deepshadows.outcomes import ExitCode, InputError, StorageError, Summary, UsageError
+from deepshadows.outcomes import ExitCode, InputError, NotFoundError, Summary, UsageError
 from deepshadows.schema import Flag
 from deepshadows.settings import Cutouts as CutoutsSettings
 from deepshadows.sky.cutouts import Geometry, cut_parts
@@ -32,6 +33,7 @@ from deepshadows.verbs.convert_images import (
 )
 from deepshadows.verbs.progress import track
 from deepshadows.verbs.ray_session import ray_session
+from deepshadows.verbs.tasks import in_order
 
 REJECTS = "_rejects.parquet"
 """Beside the shards: identifier, where it was found, and the reason, of every row that is in none of them."""
@@ -121,7 +123,7 @@ def _from_tiles(settings: CutoutsSettings, source: str, output: str, geometry: G
         done.counts.update(count_without_label(labels[owner >= 0]))
         owner[labels < 0] = -1
     task = ray.remote(num_cpus=1)(_cut_tile)
-    pending = []
+    items = []
     for number, tile in enumerate(index.tiles):
         rows = np.flatnonzero(owner == number)
         if len(rows):
@@ -133,9 +135,9 @@ def _from_tiles(settings: CutoutsSettings, source: str, output: str, geometry: G
             )
             part_labels = None if labels is None else labels[rows]
             stem = storage.join(output, shard_name(number, tile.tile_id))
-            pending.append(task.remote(tile, part, part_labels, geometry, stem, settings.shard_rows))
-    for reference in track(pending, "cutting tiles", total=len(pending)):
-        done.add(ray.get(reference))
+            items.append((tile, part, part_labels, geometry, stem, settings.shard_rows))
+    for cut in track(in_order(task, items), "cutting tiles", total=len(items)):
+        done.add(cut)
     return done
 
 
@@ -149,27 +151,38 @@ def _cut_tile(
 ) -> Converted:
     """Cut one tile's detections into its own shards; an unreadable tile is a problem, its rows quarantined."""
     done = Converted()
-    try:
-        stacks = cut_parts(open_tile(tile, geometry.bands), detections.ra, detections.dec, geometry, rows=shard_rows)
-        for number, stack in enumerate(stacks):
-            rows = slice(number * shard_rows, (number + 1) * shard_rows)
-            part = Cutouts(
-                object_id=detections.object_id[rows],
-                ra=detections.ra[rows],
-                dec=detections.dec[rows],
-                images=stack.images,
-                flags=stack.flags,
-                label=None if labels is None else labels[rows],
-                fov_arcsec=geometry.fov_arcsec,
-                stretch=geometry.stretch.name,
-                bands=geometry.bands,
-            )
-            write_shard(f"{stem}-{number:05d}.parquet", part)
-            done.shards += 1
-            done.counts.update(count_rows(part))
-    except (InputError, StorageError) as error:
-        done.problems.append(str(error))
-        left = detections.object_id[done.counts["written"] :].to_pylist()
-        done.counts["quarantined"] = len(left)
-        done.rejects += [(str(object_id), tile.tile_id, str(error)) for object_id in left]
-    return done
+    parts = _parts(tile, detections, labels, geometry, shard_rows)
+    while True:
+        try:
+            part = next(parts, None)
+        except (InputError, NotFoundError) as error:
+            done.problems.append(str(error))
+            left = detections.object_id[done.counts["written"] :].to_pylist()
+            done.counts["quarantined"] = len(left)
+            done.rejects += [(str(object_id), tile.tile_id, str(error)) for object_id in left]
+            return done
+        if part is None:
+            return done
+        write_shard(f"{stem}-{done.shards:05d}.parquet", part)
+        done.shards += 1
+        done.counts.update(count_rows(part))
+
+
+def _parts(
+    tile: TileFiles, detections: Detections, labels: NDArray[np.int8] | None, geometry: Geometry, shard_rows: int
+) -> Iterator[Cutouts]:
+    """Cut-outs of one tile, those of a shard at a time."""
+    stacks = cut_parts(open_tile(tile, geometry.bands), detections.ra, detections.dec, geometry, rows=shard_rows)
+    for number, stack in enumerate(stacks):
+        rows = slice(number * shard_rows, (number + 1) * shard_rows)
+        yield Cutouts(
+            object_id=detections.object_id[rows],
+            ra=detections.ra[rows],
+            dec=detections.dec[rows],
+            images=stack.images,
+            flags=stack.flags,
+            label=None if labels is None else labels[rows],
+            fov_arcsec=geometry.fov_arcsec,
+            stretch=geometry.stretch.name,
+            bands=geometry.bands,
+        )

@@ -8,7 +8,7 @@ import pyarrow as pa
 import ray
 
 from deepshadows import settings, storage
-from deepshadows.outcomes import ExitCode, ForbiddenError, InputError, StorageError, Summary, UsageError
+from deepshadows.outcomes import ExitCode, InputError, NotFoundError, Summary, UsageError
 from deepshadows.sky import extraction
 from deepshadows.sky.cuts import CutCount, add_counts, des_cuts
 from deepshadows.sky.tile_index import scan_tiles
@@ -61,7 +61,7 @@ def _detect(files: TileFiles, wanted: settings.Detect) -> TileResult:
 
 
 def detect_tile(files: TileFiles, wanted: settings.Detect) -> TileResult:
-    """Read one tile, detect, cut. What is wrong with a tile is its result; a refused key is everybody's trouble."""
+    """Read one tile, detect, cut. What is wrong with a tile is its result; a store that fails stops the run."""
     bands = [band for band in extraction.MAGNITUDE_BANDS if band in files.bands]
     try:
         if not bands:
@@ -73,9 +73,7 @@ def detect_tile(files: TileFiles, wanted: settings.Detect) -> TileResult:
             min_area_pix=wanted.min_area_pix,
             seeing_arcsec=wanted.seeing_arcsec,
         )
-    except ForbiddenError:
-        raise
-    except (InputError, StorageError) as error:
+    except (InputError, NotFoundError) as error:
         return TileResult(tile_id=files.tile_id, reason=str(error))
     if wanted.cuts == "none":
         return TileResult(tile_id=files.tile_id, table=table, found=table.num_rows)

@@ -33,8 +33,13 @@ PART_ROWS = 2_000_000
 
 
 def check_detections(settings: Classify) -> None:
-    """Refuse a table without the columns, before anything else is done."""
+    """Refuse a table without the columns, and a field that nothing would be cut to, before anything else is done."""
     assert settings.detections is not None
+    if settings.fov_arcsec is not None:
+        raise UsageError(
+            f"--fov-arcsec {settings.fov_arcsec:g}: it is for shards, and tiles are cut to the field of the network's "
+            "card; leave it out"
+        )
     next(detection_blocks(settings.detections, settings, block_rows=1))
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from astropy.wcs import Sip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepshadows.schema import Flag
 from deepshadows.sky.cutouts import Geometry, bring_to_field, cut, cut_parts
 from deepshadows.sky.resampling import resampling_weights
-from deepshadows.sky.stretch import DES
+from deepshadows.sky.stretch import DES, HSC
 from deepshadows.sky.tiles import Tile
 from tests.sky.tile_files import tan_wcs
 
@@ -51,6 +52,23 @@ def test_pixels_are_means_of_2x2_on_a_grid_anchored_at_pixel_0() -> None:
     assert stack.flags.tolist() == [0]
 
 
+@pytest.mark.parametrize("scale", [0.2595, 0.263, 0.2645])
+def test_fluxes_of_the_stretch_s_own_pixels_are_taken_as_they_are(scale: float) -> None:
+    tile = random_tile((128, 128), scale)
+    image = cut(tile, *sky(tile, [63.5], [63.5]), GEOMETRY).images[0]
+    upper, lower = (tile.flux[:, row::2, ::2] + tile.flux[:, row::2, 1::2] for row in (0, 1))
+    assert (image[::-1] == DES.apply(np.moveaxis((upper + lower) / np.float32(4), 0, -1), BANDS)).all()
+
+
+@pytest.mark.parametrize("scale", [0.262, 0.2645, 0.266])
+def test_binned_and_resampled_fluxes_are_brought_to_the_stretch_s_pixels(scale: float) -> None:
+    flux = np.full((3, 300, 300), 0.004 * (scale / HSC.pixel_scale_arcsec) ** 2)
+    tile = tile_of(flux, scale)
+    image = cut(tile, *sky(tile, [150], [150]), Geometry(stretch=HSC)).images[0]
+    expected = HSC.apply(np.full((1, 3), 0.004, np.float32), BANDS)[0]
+    assert np.abs(image.astype(int) - expected).max() <= 1
+
+
 def test_the_object_is_within_half_a_bin_of_the_centre() -> None:
     flux = np.zeros((3, 300, 400))
     flux[:, 151, 231] = 1.0
@@ -78,6 +96,20 @@ def test_dense_sparse_and_order_give_identical_pixels(points: list[tuple[float, 
         alone = cut(tile, ra[row : row + 1], dec[row : row + 1], GEOMETRY)
         assert (alone.images[0] == together.images[row]).all()
         assert alone.flags[0] == together.flags[row]
+
+
+def test_on_a_distorted_tile_a_cutout_does_not_depend_on_the_others() -> None:
+    """Where astropy inverts the WCS by iteration."""
+    tile = random_tile(scale_arcsec=0.168)
+    bend = np.zeros((3, 3))
+    bend[2, 0] = 1e-3  # 40 px at the edge
+    tile.wcs.sip = Sip(bend, bend.T, None, None, tile.wcs.wcs.crpix)
+    x, y = np.meshgrid(np.linspace(40, 360, 5), np.linspace(40, 260, 3))
+    ra, dec = sky(tile, x.ravel(), y.ravel())
+    together = cut(tile, ra, dec, GEOMETRY)
+    for row in range(len(ra)):
+        alone = cut(tile, ra[row : row + 1], dec[row : row + 1], GEOMETRY)
+        assert (alone.images[0] == together.images[row]).all()
 
 
 @pytest.mark.parametrize("sign_x", [-1, 1])

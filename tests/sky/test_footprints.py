@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -125,11 +126,21 @@ def test_the_matrix_gives_astropys_pixels(cards: str, dec: float) -> None:
     assert distance.max() == pytest.approx(at.radius_rad, rel=2e-3)
 
 
+SIP = {"CTYPE1": "RA---TAN-SIP", "CTYPE2": "DEC--TAN-SIP", "A_ORDER": 2, "A_2_0": 1e-5, "B_ORDER": 2, "B_0_2": 1e-5}
+
+
+def changed(source: BandSource, change: dict[str, object]) -> BandSource:
+    """With these cards in its header."""
+    header = fits.Header.fromstring(source.wcs_header)
+    header.update(change)
+    return replace(source, wcs_header=str(header.tostring(endcard=False, padding=False)))
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"CTYPE1": "RA---TPV", "CTYPE2": "DEC--TPV", "PV1_1": 1.001, "PV2_1": 1.0},
-        {"CTYPE1": "RA---TAN-SIP", "CTYPE2": "DEC--TAN-SIP", "A_ORDER": 2, "A_2_0": 1e-5, "B_ORDER": 2, "B_0_2": 1e-5},
+        SIP,
         {"CTYPE1": "RA---SIN", "CTYPE2": "DEC--SIN"},
         {"LONPOLE": 90.0},
         {"CRVAL2": 90.0},
@@ -139,12 +150,17 @@ def test_the_matrix_gives_astropys_pixels(cards: str, dec: float) -> None:
 )
 def test_what_is_not_plain_gnomonic_is_left_to_astropy(change: dict[str, object]) -> None:
     plain = source_of(30.0, -30.0)
-    header = fits.Header.fromstring(plain.wcs_header)
-    header.update(change)
-    text = str(header.tostring(endcard=False, padding=False))
     assert footprint(plain).matrix is not None
-    changed = BandSource(**{**{name: getattr(plain, name) for name in plain.__dataclass_fields__}, "wcs_header": text})
-    assert footprint(changed).matrix is None
+    assert footprint(changed(plain, change)).matrix is None
+
+
+def test_on_a_distorted_tile_a_depth_does_not_depend_on_the_other_positions() -> None:
+    source = changed(source_of(30.0, -30.0), {**SIP, "A_2_0": 1e-3, "B_0_2": 1e-3})
+    x, y = np.meshgrid(np.linspace(5, 110, 6), np.linspace(5, 90, 5))
+    ra, dec = wcs_of(source).all_pix2world(x.ravel(), y.ravel(), 0)
+    owners = Footprints([source]).owners
+    alone = [owners(ra[row : row + 1], dec[row : row + 1])[1][0] for row in range(len(ra))]
+    assert owners(ra, dec)[1].tolist() == alone
 
 
 def test_many_tiles_over_one_place_are_all_looked_at() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from astropy.io import fits
 
 from deepshadows import storage
 from deepshadows.outcomes import InputError, StorageError
@@ -76,6 +77,25 @@ def test_a_scan_that_was_broken_off_goes_on(place: str, tmp_path: Path, monkeypa
     reads.requests.clear()
     assert scan_tiles(f"{place}/tiles", journal=f"{place}/journal") == whole
     assert len(reads.requests) == 1, "what is wrong with a file is looked at again"
+
+
+@pytest.mark.parametrize(
+    ("name", "stated"), [("DES0219-0541_r2590p01_{}.fits", "DES0219-0541"), ("T5/{}.fits", None), ("T5_{}.fits", None)]
+)
+def test_a_damaged_file_is_a_problem_of_the_tile_of_its_other_bands(
+    tmp_path: Path, name: str, stated: str | None
+) -> None:
+    for band in "grz":
+        path = tmp_path / name.format(band)
+        write_band(path, noise((20, 20), 1), wcs=tan_wcs((20, 20)), band=band)
+        if stated:
+            fits.setval(path, "TILENAME", value=stated, ext=1)
+    path.write_bytes(b"no FITS")
+    write_tile(tmp_path, "Other", (20, 20), bands="gr")
+    tile, other = sorted(scan_tiles(str(tmp_path)).tiles, key=lambda tile: tile.tile_id == "Other")
+    assert (tile.tile_id, sorted(tile.bands)) == (stated or "T5", ["g", "r"])
+    assert [str(path) in problem for problem in tile.problems] == [True]
+    assert other.problems == ()
 
 
 def test_a_file_that_has_changed_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from astropy.io import fits
 
-from deepshadows.outcomes import UsageError
+from deepshadows.model.scorer import load_scorer
+from deepshadows.outcomes import InputError, UsageError
 from deepshadows.run.units import Unit, UnitKind
 from deepshadows.settings import Classify
+from deepshadows.sky.cutouts import METHOD
 from deepshadows.verbs.classify_plan import Earlier, Planned, plan
 from deepshadows.verbs.plan_detections import detections_of
+from deepshadows.verbs.unit_scoring import score_unit
 from tests.sky.test_shards import cutouts_of
-from tests.sky.tile_files import write_tile
+from tests.sky.tile_files import noise, tan_wcs, write_band, write_tile
 from tests.verbs.test_classify import write_shards
 
 
@@ -93,3 +98,33 @@ def test_detections_that_were_only_copied_are_the_same_run(checkpoint: str, tmp_
     runs = [planned(tmp_path, "run", checkpoint, detections=str(tmp_path / f"{name}.parquet")) for name in "ab"]
     assert runs[0].record == runs[1].record
     assert len(list((tmp_path / "run" / "detections").iterdir())) == 1
+
+
+def test_the_field_that_the_network_is_fed_is_recorded(checkpoint: str, tmp_path: Path) -> None:
+    usual = {"method": METHOD, "stretch": "des-1", "fov_arcsec": 33.5, "bands": ["z", "r", "g"]}
+    records = {}
+    for fov_arcsec in (33.5, 21.5):
+        folder = tmp_path / str(fov_arcsec)
+        write_shards(str(folder / "in"), replace(cutouts_of(10, labelled=False), fov_arcsec=fov_arcsec), 10)
+        wanted = {} if fov_arcsec == 33.5 else {"fov_arcsec": fov_arcsec}
+        records[fov_arcsec] = planned(folder, "run", checkpoint, **wanted).record
+        assert records[fov_arcsec].preprocessing == {**usual, "fov_arcsec": fov_arcsec}
+    assert records[33.5].recipe != records[21.5].recipe
+
+
+def test_a_tile_with_a_damaged_band_cannot_be_scored_whatever_its_header_calls_it(
+    checkpoint: str, tmp_path: Path
+) -> None:
+    for band in "grz":
+        path = tmp_path / "in" / f"DES0219-0541_r2590p01_{band}.fits"
+        write_band(path, noise((60, 60), 1), wcs=tan_wcs((60, 60)), band=band)
+        fits.setval(path, "TILENAME", value="DES0219-0541", ext=1)
+    path.write_bytes(b"no FITS")
+    pq.write_table(pa.table({"object_id": [1], "ra": [30.0], "dec": [-30.0]}), tmp_path / "d.parquet")
+    units = {
+        unit.kind: unit for unit in planned(tmp_path, "run", checkpoint, detections=str(tmp_path / "d.parquet")).units
+    }
+    assert set(units) == {UnitKind.TILE, UnitKind.UNREADABLE}
+    settings = Classify(input="unused", checkpoint=checkpoint, output="unused")
+    with pytest.raises(InputError, match=r"r2590p01_z\.fits"):
+        score_unit(units[UnitKind.TILE.value], load_scorer(checkpoint, precision="exact"), settings, "run")

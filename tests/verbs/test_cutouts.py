@@ -14,10 +14,10 @@ import pytest
 from numpy.typing import NDArray
 
 from deepshadows import settings, storage
-from deepshadows.outcomes import ExitCode, InputError, Summary, UsageError
+from deepshadows.outcomes import ExitCode, InputError, StorageError, Summary, UsageError
 from deepshadows.schema import Flag
 from deepshadows.sky.cutouts import Geometry, cut
-from deepshadows.sky.shards import Cutouts, list_shards, read_shards
+from deepshadows.sky.shards import Cutouts, list_shards, read_shards, shard_name
 from deepshadows.sky.stretch import DES
 from deepshadows.sky.tile_index import scan_tiles
 from deepshadows.sky.tiles import read_tile
@@ -218,6 +218,15 @@ def test_rows_of_a_truncated_tile_are_quarantined(place: str, tmp_path: Path) ->
     assert (summary.figures["rows_written"], summary.figures["rows_quarantined"]) == (1, 2)
     assert "B_r.fits" in "\n".join(summary.text)
     assert read_shards(f"{place}/out").object_id.to_pylist() == [0]
+
+
+def test_an_output_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
+    write_tile(tmp_path / "tiles")
+    detections = put_detections(f"{tmp_path}/d.parquet", [30.0], [-30.0])
+    shard = tmp_path / "out" / f"{shard_name(0, 'T1')}-00000.parquet"
+    shard.mkdir(parents=True)  # in the way
+    with pytest.raises(StorageError, match=shard.name):
+        run(f"{tmp_path}/tiles", f"{tmp_path}/out", detections=detections)
 
 
 def test_all_kinds_of_rows_add_up(tmp_path: Path) -> None:

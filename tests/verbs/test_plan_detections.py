@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepshadows.model.card import Card
-from deepshadows.outcomes import InputError
+from deepshadows.outcomes import InputError, UsageError
 from deepshadows.run.units import Unit, UnitKind
 from deepshadows.schema import Flag
 from deepshadows.settings import Classify
 from deepshadows.sky.tile_index import TileIndex
 from deepshadows.sky.tiles import TileFiles
 from deepshadows.verbs import plan_detections
-from deepshadows.verbs.plan_detections import detections_of, group_by_tile, own_detections, tile_units
+from deepshadows.verbs.plan_detections import check_detections, detections_of, group_by_tile, own_detections, tile_units
 from tests.sky.test_footprints import depths, on_sky, source_of
 
 CARD = Card(name="none")
@@ -121,6 +121,14 @@ def test_identifiers_of_two_kinds_in_one_folder_are_refused(tmp_path: Path) -> N
     (tmp_path / "scratch").mkdir()
     with pytest.raises(InputError, match="object_id is string here and int64 before"):
         group_by_tile(wanted, index, tmp_path / "scratch")
+
+
+def test_a_field_that_tiles_are_not_cut_to_is_refused(tmp_path: Path) -> None:
+    url = str(tmp_path / "d.parquet")
+    pq.write_table(pa.table({"object_id": [1], "ra": [30.0], "dec": [-30.0]}), url)
+    check_detections(Classify(input="unused", detections=url, output="unused"))
+    with pytest.raises(UsageError, match=r"--fov-arcsec 21\.5: it is for shards"):
+        check_detections(Classify(input="unused", detections=url, output="unused", fov_arcsec=21.5))
 
 
 def test_a_table_without_rows_has_no_units(tmp_path: Path) -> None:

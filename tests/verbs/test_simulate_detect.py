@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from deepshadows import settings, storage
-from deepshadows.outcomes import ExitCode, InputError, UsageError
+from deepshadows.outcomes import ExitCode, InputError, StorageError, UsageError
 from deepshadows.sky import stretch
 from deepshadows.sky.cutouts import Geometry
 from deepshadows.sky.detections import read_table
@@ -19,9 +20,11 @@ from deepshadows.sky.extraction import DETECTION_SCHEMA
 from deepshadows.sky.shards import read_shards
 from deepshadows.sky.simulation import fits_bytes, simulate_tile
 from deepshadows.sky.surveys import DES
+from deepshadows.sky.tile_index import scan_tiles
 from deepshadows.verbs import detect, simulate
 from deepshadows.verbs.simulate_cutouts import FEATURES, labelled_cutouts, outshone, standing_apart
 from deepshadows.verbs.tasks import in_order
+from tests.sky.tile_files import write_tile
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -137,6 +140,17 @@ def test_unreadable_tiles_are_listed_and_the_rest_is_done(tmp_path: Path) -> Non
     assert "notes.fits" in "\n".join(summary.text)
     assert "DSIM0001" in "\n".join(summary.text)
     assert set(pq.read_table(output)["tile"].to_pylist()) == {"DSIM0000"}
+
+
+def test_a_store_that_fails_is_no_fault_of_the_tile(tmp_path: Path) -> None:
+    write_tile(tmp_path / "tiles")
+    (tile,) = scan_tiles(str(tmp_path / "tiles")).tiles
+    wanted = settings.Detect(tiles="unused", output="unused")
+    shutil.rmtree(tmp_path / "tiles")
+    assert "not found" in detect.detect_tile(tile, wanted).reason
+    (tmp_path / "tiles").write_text("no folder any more")
+    with pytest.raises(StorageError, match="failed"):
+        detect.detect_tile(tile, wanted)
 
 
 def test_an_empty_folder_and_a_wrong_output_are_usage_errors(tmp_path: Path) -> None:

@@ -89,7 +89,8 @@ def scoring_recipe(settings: Classify, card: Card) -> str:
 
 def _decisive(settings: Classify, card: Card) -> tuple[dict[str, Any], str]:
     shown = {name: getattr(settings, name) for name in SCORING_SETTINGS}
-    return {**shown, **_preprocessing(card), "card": card.model_dump(exclude={"evaluations"})}, card.weights_sha256
+    told = card.model_dump(exclude={"evaluations", "resampling"})  # `method` says how it is resampled
+    return {**shown, **_preprocessing(card), "card": told}, card.weights_sha256
 
 
 def _preprocessing(card: Card) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def test_help_lists_every_verb() -> None:
 
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_every_settings_field_is_a_flag_with_its_sentence(verb: str) -> None:
-    done = CliRunner(env={"COLUMNS": "200"}).invoke(cli.app, [verb, "--help"])
+    done = CliRunner().invoke(cli.app, [verb, "--help"], terminal_width=200)
     assert done.exit_code == 0
     shown = " ".join(done.stdout.split())
     for name, field in cli.VERBS[verb].model_fields.items():

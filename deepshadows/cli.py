@@ -75,7 +75,8 @@ def _flag_type(annotation: Any) -> tuple[Any, bool]:
 
 
 def _verb_command(verb: str, model: type[settings.Settings]) -> click.Command:
-    options: list[click.Parameter] = [_parameter(name, info) for name, info in model.model_fields.items()]
+    fields = {**model.model_fields, **_unused(model)}
+    options: list[click.Parameter] = [_parameter(name, info) for name, info in fields.items()]
     options += [
         click.Option(["--config"], type=click.Path(dir_okay=False), help="TOML file with any of these settings."),
         click.Option(["--json", "as_json"], is_flag=True, help="Last line of stdout: one JSON object."),
@@ -103,9 +104,16 @@ def _help(model: type[settings.Settings]) -> str:
     return "\n\n".join([model.__doc__ or "", *arguments])
 
 
+def _unused(model: type[settings.Settings]) -> dict[str, FieldInfo]:
+    """The shared flags that a verb takes without having a use for them."""
+    return {name: info for name, info in settings.Shared.model_fields.items() if name not in model.model_fields}
+
+
 def _resolve(verb: str, config: str | None, flags: dict[str, Any]) -> settings.Settings:
     source = f"deepshadows {verb}" + (f" --config {config}" if config else "")
-    return VERBS[verb].resolve(_merge(config, flags), source)
+    model, values = VERBS[verb], _merge(config, flags)
+    settings.Shared.resolve({name: values.pop(name) for name in _unused(model) if name in values}, source)
+    return model.resolve(values, source)
 
 
 def _merge(config: str | None, flags: dict[str, Any]) -> dict[str, Any]:

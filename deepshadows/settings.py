@@ -40,6 +40,7 @@ RECIPE_FILE: JsonDict = {"path": "recipe"}
 DEFAULT_NETWORK = "deepshadows-v2"
 """What comes with the package; see `model.shipped`."""
 _OTHER_FLAGS = {"from_checkpoint": "--from"}
+_OTHER_KEYS = {flag.removeprefix("--"): field for field, flag in _OTHER_FLAGS.items()}
 
 
 NO_PASSWORD = (
@@ -97,9 +98,9 @@ def is_argument(info: FieldInfo) -> bool:
 
 
 def parse_toml(text: str, source: str) -> dict[str, Any]:
-    """A settings file as a dictionary; `-` in keys reads as `_`."""
+    """A settings file as a dictionary of fields: a key is a flag or a field, and `-` reads as `_`."""
     try:
-        return {key.replace("-", "_"): value for key, value in tomllib.loads(text).items()}
+        return {_OTHER_KEYS.get(key, key.replace("-", "_")): value for key, value in tomllib.loads(text).items()}
     except (ValueError, RecursionError) as error:  # TOMLDecodeError, numbers of thousands of digits, deep nesting
         raise UsageError(f"{source}: not valid TOML: {error}") from error
 
@@ -108,6 +109,13 @@ class Cluster(Settings):
     """Where Ray runs."""
 
     address: str | None = Field(None, description="Ray cluster to join; without it a local one is started.")
+
+
+class Shared(Settings):
+    """Flags that every verb takes, so that one settings file serves all; here as they are where a verb has no use."""
+
+    precision: Precision | None = Field(None, description="Taken by every verb; without effect here.")
+    address: str | None = Field(None, description="Taken by every verb; without effect here.")
 
 
 class Simulate(Cluster):
@@ -383,6 +391,7 @@ class Explain(Cluster):
     ids: tuple[str, ...] = Field((), description="Objects to explain; may be repeated, or several between commas.")
     top: Positive = Field(12, description="Without ids: so many objects of highest p_lsbg.")
     method: HeatMap = Field("hires-cam", description="Heat maps place by place, or by channel as in the paper.")
+    precision: Precision = Field("exact", description="Arithmetic of the network for p_lsbg; heat maps are fp32.")
     output: str = Field(description="Folder that receives the pictures and explain.parquet.", json_schema_extra=PATH)
 
 
@@ -577,3 +586,4 @@ class Quickstart(Cluster):
     checkpoint: str = Field(
         DEFAULT_NETWORK, description="Name of shipped weights, or folder of a network.", json_schema_extra=WEIGHTS
     )
+    precision: Precision = Field("fast", description="exact: fp32 reference; fast: checked against it.")

@@ -89,7 +89,7 @@ def test_help_lists_every_verb() -> None:
 
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_every_settings_field_is_a_flag_with_its_sentence(verb: str) -> None:
-    done = CliRunner(env={"COLUMNS": "200"}).invoke(cli.app, [verb, "--help"])
+    done = CliRunner().invoke(cli.app, [verb, "--help"], terminal_width=200)
     assert done.exit_code == 0
     shown = " ".join(done.stdout.split())
     for name, field in cli.VERBS[verb].model_fields.items():
@@ -99,7 +99,7 @@ def test_every_settings_field_is_a_flag_with_its_sentence(verb: str) -> None:
         assert f" {flag} " in shown or f" {flag} / --no" in shown
         assert field.description is not None
         assert field.description in shown
-    for flag in ("--config FILE", "--json", "-v "):
+    for flag in ("--config FILE", "--json", "--precision [exact|fast]", "--address TEXT", "-v "):
         assert flag in shown
 
 
@@ -119,6 +119,31 @@ def test_flags_win_over_the_settings_file(resolved: Resolved, tmp_path: Path) ->
     found = resolved("train", "--config", tmp_path / "a.toml", "--cutouts", "flag", "--no-gpus", "--from", "new")
     assert (found["cutouts"], found["gpus"], found["from_checkpoint"]) == ("flag", False, "new")
     assert (found["output"], found["workers"]) == ("out", 3)
+
+
+def test_a_settings_file_may_name_the_flag_or_the_field(resolved: Resolved, tmp_path: Path) -> None:
+    for key in ("from", "from_checkpoint", "from-checkpoint"):
+        (tmp_path / "a.toml").write_text(f'cutouts = "c"\noutput = "o"\n{key} = "net"\n')
+        assert resolved("finetune", "--config", tmp_path / "a.toml")["from_checkpoint"] == "net"
+
+
+@pytest.mark.parametrize("verb", ["select", "versions", "status", "report", "simulate"])
+def test_shared_flags_are_taken_by_verbs_that_have_no_use_for_them(
+    resolved: Resolved, tmp_path: Path, verb: str
+) -> None:
+    words = ["--output", "o"] if verb == "simulate" else ["it"] if verb in ("versions", "status") else ["it", "-o", "o"]
+    plain = resolved(verb, *words)
+    (tmp_path / "a.toml").write_text('precision = "exact"\naddress = "auto"\n')
+    for given in (["--precision", "exact", "--address", "auto"], ["--config", tmp_path / "a.toml"]):
+        found = resolved(verb, *words, *given)
+        assert found == (plain | {"address": "auto"} if "address" in plain else plain)
+
+
+def test_a_wrong_shared_flag_is_refused_by_every_verb(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('precision = "rough"\n')
+    done = deepshadows("status", tmp_path / "run", "--config", tmp_path / "a.toml")
+    assert done.returncode == ExitCode.USAGE
+    assert "precision" in done.stderr
 
 
 def test_a_flag_of_zero_wins_over_the_settings_file(resolved: Resolved, tmp_path: Path) -> None:

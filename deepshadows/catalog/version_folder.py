@@ -11,6 +11,8 @@ CAT/vNNNN/units.parquet           how many rows of which unit lie in which parti
 CAT/vNNNN/inventory.parquet       the units it was scored from, with statistics of their rows
 CAT/vNNNN/diff.json, drift.json   what changed since the version before, and whether it looks as before
 CAT/vNNNN/changes/                Parquet: the objects that changed side
+CAT/vNNNN/quarantine/             units that `reprocess` could not read and their reasons, where there were any
+CAT/vNNNN/rejects.parquet         with these: the ids of their rows, and of newly scored ones that lie on no tile
 CAT/vNNNN/collection.properties   written last: the version is whole, and a HATS collection of its own
 CAT/vNNNN/staging/                rows on their way to their partitions; gone before the version is published
 """

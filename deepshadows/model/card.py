@@ -23,6 +23,8 @@ ARCHITECTURE = "deepshadows-cnn-1"
 PARAMETERS = {ARCHITECTURE: 4_220_385}
 """Known architectures and their parameters, counted as Keras does (with running statistics)."""
 NORMALISATION = "uint8 / 255"
+RESAMPLING = "bin2-mean or area/linear, north up, east left, version 1"
+"""How pixels come to the field of an image: what `sky.cutouts.METHOD` says, which a test compares."""
 
 
 class _Frozen(BaseModel):
@@ -71,6 +73,7 @@ class Card(_Frozen):
     size_pix: int = Field(64, description="Side of an image.")
     fov_arcsec: float = Field(33.5, gt=0, description="Field of view of an image.")
     bands: tuple[str, ...] = Field(("z", "r", "g"), description="Bands of channels R, G, B.")
+    resampling: str = Field(RESAMPLING, description="Method and version by which pixels come to that field.")
     stretch: str = Field("des-1", description="Version of the stretch from flux to uint8.")
     survey: str = Field("des", description="Survey that the training images imitate or come from.")
     normalisation: str = Field(NORMALISATION, description="From uint8 to the network's input.")
@@ -165,5 +168,10 @@ def parse_card(values: Any, source: str) -> Card:
     if stated != (PARAMETERS[architecture], 64, 3, NORMALISATION, 2):
         raise InputError(
             f"{source}: parameters, size_pix, bands, normalisation and classes {stated} do not fit {architecture}"
+        )
+    if card.resampling != RESAMPLING:
+        raise InputError(
+            f"{source}: its network takes images resampled by {card.resampling!r}; this version of deepshadows gives "
+            f"{RESAMPLING!r}; use the version that trained it, or train it again"
         )
     return card

@@ -89,7 +89,7 @@ def scoring_recipe(settings: Classify, card: Card) -> str:
 
 def _decisive(settings: Classify, card: Card) -> tuple[dict[str, Any], str]:
     shown = {name: getattr(settings, name) for name in SCORING_SETTINGS}
-    described = card.model_dump(exclude={"evaluations"})
+    described = card.model_dump(exclude={"evaluations", "resampling"})  # `method` says how it is resampled
     return {**shown, **_preprocessing(settings, card), "card": described}, card.weights_sha256
 
 

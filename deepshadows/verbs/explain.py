@@ -39,7 +39,7 @@ def run(settings: Explain) -> Summary:
     """
     started = time.monotonic()
     source, output = shipped.normalise(settings.checkpoint), storage.normalise(settings.output)
-    scorer = load_scorer(source, precision="exact", threads=len(os.sched_getaffinity(0)))
+    scorer = load_scorer(source, precision=settings.precision, threads=len(os.sched_getaffinity(0)))
     cutouts = read_cutouts(storage.normalise(settings.cutouts), card_geometry(scorer.card))
     chosen = _named(settings, cutouts) if settings.ids else _highest(settings, cutouts, scorer)
     p_lsbg = scorer.score(chosen.images).p_lsbg

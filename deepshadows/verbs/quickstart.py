@@ -43,7 +43,7 @@ class _Places:
 
 
 def run(wanted: settings.Quickstart) -> Summary:
-    """Simulate, detect, classify, publish, and compare with the truth."""
+    """Simulate, detect, classify, publish, and compare with the truth; the exit code is the highest of the steps'."""
     started = time.monotonic()
     places = _Places(storage.normalise(wanted.output))
     checkpoint = shipped.normalise(wanted.checkpoint)
@@ -58,17 +58,21 @@ def run(wanted: settings.Quickstart) -> Summary:
         _step("2/4  Classifying every detection")
         scored = classify.run(
             settings.Classify(
-                input=tiles, detections=places["detections.parquet"], checkpoint=checkpoint, output=places["run"]
+                input=tiles,
+                detections=places["detections.parquet"],
+                checkpoint=checkpoint,
+                precision=wanted.precision,
+                output=places["run"],
             )
         )
         _step("3/4  Publishing the catalogue")
-        publish.run(settings.Publish(run=(places["run"],), catalog=places["catalog"]))
+        published = publish.run(settings.Publish(run=(places["run"],), catalog=places["catalog"]))
         _step("4/4  Comparing with the truth")
         against = {"truth": truth, "radius_arcsec": MATCH_ARCSEC, "threshold": 0.5}
         judged = evaluate.run(
             settings.Evaluate(catalog=places["catalog"], output=places["completeness.png"], **against)
         )
-        report.run(settings.Report(source=places["catalog"], output=places["report.html"], **against))
+        told = report.run(settings.Report(source=places["catalog"], output=places["report.html"], **against))
     catalogue = read_current(places["catalog"]).sort_by([("p_lsbg", "descending")])
     catalogue = catalogue.filter(catalogue["p_lsbg"].is_valid())
     is_lsbg = true_rows(catalogue["ra"].to_numpy(), catalogue["dec"].to_numpy(), read_truth(truth), MATCH_ARCSEC)
@@ -90,7 +94,8 @@ def run(wanted: settings.Quickstart) -> Summary:
         f"done in {seconds:.0f} s",
     )
     figures = {**scored.figures, **judged.figures}
-    return Summary(verb="quickstart", output=places.root, figures=figures, text=text)
+    code = max(step.exit_code for step in (found, scored, published, judged, told))
+    return Summary(verb="quickstart", output=places.root, exit_code=code, figures=figures, text=text)
 
 
 def _step(title: str) -> None:

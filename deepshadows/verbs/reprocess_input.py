@@ -7,7 +7,7 @@ import json
 from collections import defaultdict
 
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deepshadows import storage
 from deepshadows.catalog.inventory import Inventory
@@ -20,23 +20,38 @@ from deepshadows.sky.tile_headers import FITS_SUFFIXES
 from deepshadows.verbs.classify_plan import Earlier
 
 FOLDER = "reprocess"
-"""CAT/reprocess: the lease, what was seen last, what the headers of tiles told, and the run under way."""
+"""CAT/reprocess: the lease, what was seen last, what the headers of tiles told, `LAST`, and the run under way."""
 HEADERS = "headers"
+LAST = "last"
+"""CAT/reprocess/last: `quarantine/` and `rejects.parquet` of the last call, where no version came of it."""
 _DOES_NOT_MATTER = {"address", "batch_size", "scorers", "threads", "retries", "threshold", "fail_on_drift"}
 
 
 class Seen(BaseModel):
-    """CAT/reprocess/seen.json: the input looked like this when `version` was found to be what it gives."""
+    """CAT/reprocess/seen.json: the input looked like this when `version` was found to be what it gives.
+
+    `figures` are those of the whole input, see `figures_of`; empty in files of older DeepShadows.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     look: str
     version: str
     quarantined: int
+    figures: dict[str, int] = Field(default_factory=dict)
 
 
 def workplace(catalog: str) -> str:
     return storage.join(catalog, FOLDER)
+
+
+def last_url(catalog: str) -> str:
+    return storage.join(workplace(catalog), LAST)
+
+
+def where_told(folder: str) -> str:
+    """Where people find what could not be read."""
+    return f"their records: {folder}/quarantine/, the ids of their rows: {folder}/rejects.parquet"
 
 
 def look_at(settings: Reprocess, recipe: str) -> str:
@@ -68,6 +83,16 @@ def read_seen(catalog: str) -> Seen | None:
 
 def write_seen(catalog: str, seen: Seen) -> None:
     storage.write(storage.join(workplace(catalog), "seen.json"), seen.model_dump_json().encode())
+
+
+def figures_of(now: Inventory) -> dict[str, int]:
+    """The JSON keys that all verbs share, over everything that the version holds."""
+    return {
+        **{f"rows_{name}": count for name, count in now.row_figures().items()},
+        "units_planned": now.units.num_rows,
+        "units_done": now.scored.num_rows,
+        "units_quarantined": now.quarantined.num_rows,
+    }
 
 
 def drift_told(version: VersionFolder) -> tuple[str, ...]:

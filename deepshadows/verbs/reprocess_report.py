@@ -17,7 +17,7 @@ from deepshadows.catalog.version_folder import VersionFolder, table_name
 from deepshadows.outcomes import ExitCode, Summary
 from deepshadows.run.record import RunRecord
 from deepshadows.settings import Reprocess
-from deepshadows.verbs.reprocess_input import drift_told, go_back
+from deepshadows.verbs.reprocess_input import drift_told, figures_of, go_back, last_url, where_told
 from deepshadows.verbs.version_plan import VersionPlan
 from deepshadows.verbs.version_writing import Tally
 
@@ -112,21 +112,13 @@ def provenance_of(outcome: Outcome, settings: Reprocess) -> dict[str, Any]:
     return provenance.properties(table_name(version.catalog), version.name, [facts], asked, told)
 
 
-def figures_of(now: Inventory) -> dict[str, Any]:
-    """The JSON keys that all verbs share, over everything that the version holds."""
-    return {
-        **{f"rows_{name}": count for name, count in now.row_figures().items()},
-        "units_planned": now.units.num_rows,
-        "units_done": now.scored.num_rows,
-        "units_quarantined": now.quarantined.num_rows,
-    }
-
-
-def _quarantined_lines(now: Inventory) -> list[str]:
+def _quarantined_lines(now: Inventory, folder: str) -> list[str]:
+    """Why units could not be read, and where all of it and the ids of their rows lie."""
     bad = now.quarantined.slice(0, SHOWN_REASONS).to_pylist()
     lines = [f"quarantined, tried again next time: {row['tile'] or row['url']}: {row['reason']}" for row in bad]
     more = now.quarantined.num_rows - len(bad)
-    return [*lines, f"... and {more} more in the version's inventory.parquet"] if more else lines
+    lines += [f"... and {more} more"] if more else []
+    return [*lines, where_told(folder)] if lines else []
 
 
 def unchanged(settings: Reprocess, version: str, now: Inventory, seconds: float) -> Summary:
@@ -134,7 +126,8 @@ def unchanged(settings: Reprocess, version: str, now: Inventory, seconds: float)
     catalog = settings.catalog
     figures = {**figures_of(now), "version": version, "changed": False, "units_scored_here": 0, "rows_scored_here": 0}
     alarm = drift_told(VersionFolder(catalog, version)) if settings.fail_on_drift else ()
-    text = [f"{catalog}: {version} is up to date ({seconds:.1f} s)", *alarm, *_quarantined_lines(now)]
+    text = [f"{catalog}: {version} is up to date ({seconds:.1f} s)", *alarm]
+    text += _quarantined_lines(now, last_url(catalog))
     code = ExitCode.DRIFT if alarm else ExitCode.EXCEPTIONS if now.quarantined.num_rows else ExitCode.DONE
     return Summary(verb="reprocess", output=catalog, exit_code=code, figures=figures, text=tuple(text))
 
@@ -160,7 +153,7 @@ def summarise(outcome: Outcome, settings: Reprocess, seconds: float) -> Summary:
     if outcome.drift.alarms and settings.fail_on_drift:
         code = ExitCode.DRIFT
         text += go_back(version.catalog, before)
-    text += _quarantined_lines(now)
+    text += _quarantined_lines(now, version.url)
     figures = {
         **figures_of(now),
         "version": version.name,

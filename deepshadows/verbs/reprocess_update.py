@@ -24,6 +24,7 @@ from deepshadows.outcomes import Failure, HeldError, InputError, Summary
 from deepshadows.run.lease import Lease
 from deepshadows.run.manifest import read_manifest
 from deepshadows.run.record import RunRecord
+from deepshadows.run.scores import quarantined
 from deepshadows.settings import Classify, Reprocess
 from deepshadows.verbs import classify
 from deepshadows.verbs.classify_plan import plan
@@ -32,16 +33,19 @@ from deepshadows.verbs.ray_session import ray_session
 from deepshadows.verbs.reprocess_input import (
     Seen,
     classify_settings,
+    figures_of,
+    last_url,
     remove_runs,
     run_url,
     scored_earlier,
+    where_told,
     write_seen,
 )
 from deepshadows.verbs.reprocess_report import Outcome, diff_record, provenance_of, summarise, unchanged
 from deepshadows.verbs.score_sources import sources_of
 from deepshadows.verbs.stock import named, take_stock
 from deepshadows.verbs.version_plan import plan_version
-from deepshadows.verbs.version_writing import new_version, write_files, write_version
+from deepshadows.verbs.version_writing import copy_files, new_version, write_files, write_version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +77,8 @@ class Scored:
 
     Attributes
     ----------
+    run : str
+        Its address.
     record : RunRecord
     now : Inventory
     sources : list of ScoreSource
@@ -81,6 +87,7 @@ class Scored:
         RUN/UNIT of each unit whose rows go.
     """
 
+    run: str
     record: RunRecord
     now: Inventory
     sources: list[ScoreSource]
@@ -97,13 +104,18 @@ def update(settings: Reprocess, recipe: str, look: str, lease: Lease, started: f
     with ray_session(settings.address):
         scored = _score(classify_settings(settings, target), current.stays, settings.catalog)
         lease.check()
-        idle = current.stays and not scored.gone and not scored.sources
-        outcome = None if idle else _make_version(settings, card, _training(card, fitted), current, scored)
+        outcome = None
+        if current.stays and not scored.gone and not scored.sources:
+            _keep_records(scored, last_url(settings.catalog))
+        else:
+            outcome = _make_version(settings, card, _training(card, fitted), current, scored)
     lease.confirm()
     if outcome is not None:
         collection.swap(outcome.version)  # out of reach of what removes an unfinished version
     version = outcome.version.name if outcome else str(current.name)
-    write_seen(settings.catalog, Seen(look=look, version=version, quarantined=scored.now.quarantined.num_rows))
+    figures = figures_of(scored.now)
+    seen = Seen(look=look, version=version, quarantined=figures["units_quarantined"], figures=figures)
+    write_seen(settings.catalog, seen)
     seconds = time.monotonic() - started
     return summarise(outcome, settings, seconds) if outcome else unchanged(settings, version, scored.now, seconds)
 
@@ -124,7 +136,7 @@ def _score(settings: Classify, stays: Inventory | None, catalog: str) -> Scored:
         manifest = read_manifest(run)
     now = take_stock(planned, run, manifest, stays)
     sources = list(sources_of(run, manifest)) if manifest else []
-    return Scored(record=planned.record, now=now, sources=sources, gone=_gone(stays, now))
+    return Scored(run=run, record=planned.record, now=now, sources=sources, gone=_gone(stays, now))
 
 
 def _gone(stays: Inventory | None, now: Inventory) -> list[str]:
@@ -139,7 +151,7 @@ def _make_version(settings: Reprocess, card: Card, training: Training, current: 
     """Write the version and what is told of it; readers do not see it yet."""
     now = scored.now
     if not now.scored.num_rows:
-        raise InputError(f"{settings.input}: nothing in it can be scored; {settings.catalog} is unchanged")
+        raise _nothing_scored(settings, scored)
     threshold = settings.threshold or card.threshold
     id_type = arrow_id_type(now.summary.id_type)
     with new_version(settings.catalog) as version:
@@ -165,9 +177,26 @@ def _make_version(settings: Reprocess, card: Card, training: Training, current: 
         storage.write(version.diff_url, json.dumps(diff_record(outcome), indent=1).encode())
         storage.write(version.drift_url, json.dumps(outcome.drift.to_json(), indent=1).encode())
         inventory.write(version.url, now)
+        _keep_records(scored, version.url)
         write_files(version, written, tally, provenance_of(outcome, settings))
         hats_files.check_version(version)
     return outcome
+
+
+def _nothing_scored(settings: Reprocess, scored: Scored) -> InputError:
+    """What to tell then; the run goes, or the next call would find it done and try nothing again."""
+    last, bad = last_url(settings.catalog), scored.now.quarantined.num_rows
+    _keep_records(scored, last)
+    remove_runs(settings.catalog, keep=last)
+    told = f"; {bad} units are quarantined, {where_told(last)}" if bad else ""
+    return InputError(f"{settings.input}: nothing in it can be scored; {settings.catalog} is unchanged{told}")
+
+
+def _keep_records(scored: Scored, folder: str) -> None:
+    """Copy what the run tells of units that it could not read, and the ids of their rows: the run itself goes."""
+    if scored.now.quarantined.num_rows:
+        told = [*quarantined(scored.run).values(), storage.join(scored.run, "rejects.parquet")]
+        copy_files([(url, storage.join(folder, storage.relative(url, scored.run))) for url in told])
 
 
 def _check_rows(now: Inventory, rows_out: int) -> None:

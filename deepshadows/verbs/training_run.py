@@ -33,6 +33,7 @@ from deepshadows.outcomes import Failure, InputError, UsageError
 from deepshadows.run.lease import Lease, check_holder
 from deepshadows.run.record import software_versions
 from deepshadows.settings import Recipe
+from deepshadows.sky.cutouts import METHOD
 from deepshadows.verbs.epoch_lines import spoken
 from deepshadows.verbs.progress import say
 from deepshadows.verbs.ray_session import ray_session
@@ -219,6 +220,7 @@ def _commit(order: Order, state: State, plan: Plan, data: TrainingSet, lease: Le
     card = Card(
         name=name,
         fov_arcsec=data.fov_arcsec,
+        resampling=METHOD,
         stretch=data.stretch,
         bands=data.bands,
         survey=data.stretch.partition("-")[0],

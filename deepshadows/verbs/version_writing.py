@@ -199,7 +199,7 @@ def _carry_partitions(version: NewVersion, plan: VersionPlan, tally: Tally, keep
                 "published; `--duplicates first` goes on leaving them out"
             )
         pairs += [(before.left_out_url(path), version.left_out_url(path)) for path in paths]
-        _copy(pairs)
+        copy_files(pairs)
     if not tally.unplaced:
         storage.write(version.unplaced_url, to_parquet(score_schema(plan.id_type).empty_table()))
     tally.partitions = sorted([*plan.carried, *tally.rewritten], key=lambda partition: partition.first_index)
@@ -209,7 +209,8 @@ def _at(table_url: str, partition: Partition) -> str:
     return storage.join(table_url, partition.path)
 
 
-def _copy(pairs: list[tuple[str, str]]) -> None:
+def copy_files(pairs: list[tuple[str, str]]) -> None:
+    """Let the store copy files, each from the first address to the second."""
     if not pairs:
         return
     with ThreadPoolExecutor(_COPIES) as pool:
@@ -233,7 +234,7 @@ def _write_margins(version: NewVersion, plan: VersionPlan, division: Any, tally:
             for number, margin in enumerate(margins.stale)
         )
         old = _by_number(piece for pieces in in_order(ray.remote(stage_margin), items) for piece in pieces)
-        _copy([(_at(before_url, margin), _at(version.margin_url, margin)) for margin in margins.kept])
+        copy_files([(_at(before_url, margin), _at(version.margin_url, margin)) for margin in margins.kept])
         tally.margins = margins.kept
     numbers = sorted({*old, *tally.margin_pieces})
     cells = [plan.division.cells[number] for number in numbers]
@@ -266,7 +267,7 @@ def _write_index(version: NewVersion, plan: VersionPlan, division: Any, tally: T
     for _ in track(in_order(ray.remote(write_index_part), todo), "writing the id index", len(changed)):
         pass
     kept = sorted(before.keys() - changed)
-    _copy([(before[number], storage.join(version.index_url, part_path(number))) for number in kept])
+    copy_files([(before[number], storage.join(version.index_url, part_path(number))) for number in kept])
 
 
 def _write_units(version: NewVersion, plan: VersionPlan, tally: Tally) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,10 +55,10 @@ def memory_bytes(root: psutil.Process) -> int:
     return total
 
 
-def quickstart(folder: Path, logs: Path) -> Outcome:
+def quickstart(folder: Path, logs: Path, *flags: str) -> Outcome:
     """Run the command, looking at its memory each second."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
-    command = [sys.executable, "-m", "deepshadows", "quickstart", "--output", str(folder), "--json"]
+    command = [sys.executable, "-m", "deepshadows", "quickstart", "--output", str(folder), "--json", *flags]
     started, peak_bytes = time.monotonic(), 0
     with (logs / "stdout").open("wb") as stdout, (logs / "stderr").open("wb") as stderr:
         process = subprocess.Popen(command, env=environment, stdout=stdout, stderr=stderr, start_new_session=True)
@@ -148,6 +149,15 @@ def test_a_second_run_in_the_same_folder_succeeds(second: Outcome) -> None:
 def test_a_second_run_finds_the_same(first: Outcome, second: Outcome) -> None:
     names = ("rows_planned", "rows_scored", "tp", "fp", "fn", "completeness", "purity")
     assert {name: second.record[name] for name in names} == {name: first.record[name] for name in names}
+
+
+def test_a_tile_that_cannot_be_read_is_told_by_the_exit_code(first: Outcome, tmp_path: Path) -> None:
+    shutil.copytree(first.folder / "survey", tmp_path / "start" / "survey")
+    band = min((tmp_path / "start" / "survey" / "tiles").glob("*_r.fits*"))
+    band.write_bytes(band.read_bytes()[: band.stat().st_size // 2])
+    third = quickstart(tmp_path / "start", tmp_path, "--precision", "exact")
+    assert third.exit_code == third.record["exit_code"] == 3, third.stderr[-3000:]
+    assert third.record["engine"] != first.record["engine"]
 
 
 def test_a_second_run_is_faster(first: Outcome, second: Outcome) -> None:

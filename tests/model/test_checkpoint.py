@@ -13,6 +13,7 @@ from deepshadows.model import checkpoint
 from deepshadows.model.card import CARD_NAME, WEIGHTS_NAME, Calibration, Card, read_card
 from deepshadows.model.network import DeepShadowsNet
 from deepshadows.outcomes import InputError
+from deepshadows.sky.cutouts import METHOD
 from tests.model.blobs import seasoned_net
 
 CARD = Card(name="test", calibration=Calibration(slope=1.25, intercept=-0.5))
@@ -122,6 +123,7 @@ def test_missing_weights_are_refused(folder: Path) -> None:
         ({"classes": ["artifact-1", "artifact-2", "lsbg"]}, "do not fit deepshadows-cnn-1"),
         ({"fov_arcsec": -1}, "fov_arcsec"),
         ({"calibration": {"slope": "steep"}}, "calibration.slope"),
+        ({"resampling": "nearest pixel, version 7"}, "resampled by 'nearest pixel, version 7'"),
         ({"colour": "blue"}, "colour"),
     ],
 )
@@ -129,6 +131,13 @@ def test_cards_that_do_not_fit_are_refused(folder: Path, values: dict[str, objec
     edit_card(folder, **values)
     with pytest.raises(InputError, match=message):
         read_card(str(folder))
+
+
+def test_a_card_states_how_its_images_are_resampled_and_one_that_does_not_means_the_same(folder: Path) -> None:
+    card = json.loads((folder / CARD_NAME).read_text())
+    assert card.pop("resampling") == METHOD
+    (folder / CARD_NAME).write_text(json.dumps(card))
+    assert read_card(str(folder)).resampling == METHOD
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.io import fits
 
+from deepshadows.model.card import Card
 from deepshadows.model.scorer import load_scorer
 from deepshadows.outcomes import InputError, UsageError
 from deepshadows.run.units import Unit, UnitKind
 from deepshadows.settings import Classify
 from deepshadows.sky.cutouts import METHOD
-from deepshadows.verbs.classify_plan import Earlier, Planned, plan
+from deepshadows.verbs.classify_plan import Earlier, Planned, plan, scoring_recipe
 from deepshadows.verbs.plan_detections import detections_of
 from deepshadows.verbs.unit_scoring import score_unit
 from tests.sky.test_shards import cutouts_of
@@ -88,6 +89,12 @@ def test_a_run_whose_input_lists_as_before_is_not_planned_again(checkpoint: str,
     shard.write_bytes(whole)  # a new etag: it is planned again, and is another run
     with pytest.raises(UsageError, match="belongs to another run"):
         planned(tmp_path, "run", checkpoint)
+
+
+def test_a_card_that_states_its_resampling_makes_no_other_run() -> None:
+    """Cards did not always state it."""
+    recipe = scoring_recipe(Classify(input="in", output="run"), Card(name="test"))
+    assert recipe == "8c1344820375498278255dac5b2c933d6dca995596da099a8ee73e754629e0dd"
 
 
 def test_detections_that_were_only_copied_are_the_same_run(checkpoint: str, tmp_path: Path) -> None:

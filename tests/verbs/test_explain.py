@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,6 +74,14 @@ def test_ids_are_drawn_in_their_order_however_they_are_given(network: str, tmp_p
     assert table["object_id"].to_pylist() == ["g", "a", "b,c", "d"]
     assert table["label"].to_pylist() == [0, 0, 1, 0]  # of the two called d, the first
     assert table["file"].to_pylist() == ["0001_g.png", "0002_a.png", "0003_b_c.png", "0004_d.png"]
+
+
+def test_p_lsbg_is_of_the_wanted_precision(network: str, tmp_path: Path) -> None:
+    wanted = settings(str(tmp_path), blob_cutouts(4), network, ids=("0,1,2,3",), precision="fast")
+    explain.run(wanted)
+    scorer = load_scorer(network, precision="fast", threads=len(os.sched_getaffinity(0)))
+    p_lsbg = scorer.score(blob_cutouts(4).images).p_lsbg
+    np.testing.assert_array_equal(written(wanted)["p_lsbg"].to_numpy(), p_lsbg)
 
 
 def test_the_decision_is_that_of_the_cards_threshold(network: str, tmp_path: Path) -> None:

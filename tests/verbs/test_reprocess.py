@@ -17,7 +17,7 @@ from deepshadows.model.card import Calibration, Card
 from deepshadows.model.checkpoint import save
 from deepshadows.model.network import DeepShadowsNet
 from deepshadows.model.scorer import load_scorer
-from deepshadows.outcomes import ExitCode, HeldError, Summary, UsageError
+from deepshadows.outcomes import ExitCode, HeldError, InputError, Summary, UsageError
 from deepshadows.run.lease import Lease
 from deepshadows.run.scores import score_table
 from deepshadows.settings import Classify, Publish, Reprocess, Versions
@@ -33,6 +33,10 @@ pytestmark = [
 ]
 ROWS = 40
 """Of one shard."""
+COUNTS = (
+    *(f"rows_{name}" for name in ("planned", "scored", "unscored", "quarantined")),
+    *(f"units_{name}" for name in ("planned", "done", "quarantined")),
+)
 
 
 def sky_shard(number: int, *, look: int = 0, rows: int = ROWS) -> Cutouts:
@@ -59,6 +63,32 @@ def put(place: str, number: int, **changes: Any) -> None:
 def updated(place: str, checkpoint: str, **flags: Any) -> Summary:
     flags = {"precision": "exact", "partition_rows": ROWS, **flags}
     return reprocess.run(Reprocess(input=f"{place}/in", catalog=f"{place}/cat", checkpoint=checkpoint, **flags))
+
+
+def counts(summary: Summary) -> list[int]:
+    """Those that every night's record has, whether anything has changed or not."""
+    return [summary.figures[name] for name in COUNTS]
+
+
+def spoil(shard: Path) -> None:
+    """Damage the images of a shard; its footer and its identifiers stay readable."""
+    data, images = bytearray(shard.read_bytes()), pq.ParquetFile(shard).schema_arrow.get_field_index("image")
+    offset = pq.ParquetFile(shard).metadata.row_group(0).column(images).data_page_offset
+    data[offset : offset + 16] = b"\xff" * 16
+    shard.write_bytes(data)
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+def told_of(folder: Path, told: tuple[str, ...] | str) -> list[int]:
+    """Ids of quarantined rows in `folder`, which `told` names; it has a record with a reason of one unit."""
+    assert f"{folder}/rejects.parquet" in str(told) and f"{folder}/quarantine/" in str(told)
+    (record,) = [json.loads(path.read_text()) for path in (folder / "quarantine").iterdir()]
+    rejects = pq.read_table(folder / "rejects.parquet")
+    assert set(rejects["unit"].to_pylist()) == {record["unit"]} and record["reason"]
+    return list(rejects["object_id"].to_pylist())
 
 
 def content(catalog: str) -> pa.Table:
@@ -114,7 +144,9 @@ def test_only_what_changed_is_scored_and_written(place: str, checkpoint: str) ->
     diff = json.loads(storage.read(f"{place}/cat/v0002/diff.json"))
     assert diff["units"] == {"present": 6, "scored_here": 2, "gone": 2, "quarantined": 0}
     assert len(diff["partitions"]["rewritten"]) == 2
-    assert updated(place, checkpoint).figures["changed"] is False
+    quiet = updated(place, checkpoint)
+    assert quiet.figures["changed"] is False
+    assert counts(quiet) == counts(second)
 
 
 @pytest.mark.slow
@@ -180,22 +212,46 @@ def test_a_tile_that_comes_takes_detections_from_its_neighbour(
 
 def test_what_cannot_be_read_is_tried_again_each_time(tmp_path: Path, checkpoint: str) -> None:
     place, damaged = str(tmp_path), tmp_path / "in" / "001.parquet"
-    put(place, 0)
+    catalog, lost = tmp_path / "cat", list(range(1000, 1000 + ROWS))
     put(place, 1)
     whole = damaged.read_bytes()
-    damaged.write_bytes(whole[: len(whole) // 2])
+    spoil(damaged)
+    with pytest.raises(InputError, match="nothing in it can be scored") as nothing:
+        updated(place, checkpoint, retries=0)
+    assert told_of(catalog / "reprocess" / "last", str(nothing.value)) == lost
+    assert names_in(catalog / "reprocess") == {"lease.json", "last"}, "it is tried again"
+    put(place, 0)
     first = updated(place, checkpoint, retries=0)
-    assert (first.exit_code, first.figures["rows_scored"]) == (ExitCode.EXCEPTIONS, 40)
+    assert (first.exit_code, counts(first)) == (ExitCode.EXCEPTIONS, [80, 40, 0, 40, 2, 1, 1])
     assert any("001.parquet" in line for line in first.text)
+    assert told_of(catalog / "v0001", first.text) == lost
+    assert not (catalog / "reprocess" / "last").exists()
     again = updated(place, checkpoint, retries=0)
     assert (again.exit_code, again.figures["changed"], again.figures["version"]) == (3, False, "v0001")
     assert any("001.parquet" in line for line in again.text)
+    assert counts(again) == counts(first)
+    assert told_of(catalog / "reprocess" / "last", again.text) == lost
     with Lease(f"{place}/cat/reprocess", ttl_s=3.0), pytest.raises(HeldError, match="another driver"):
         updated(place, checkpoint)
     damaged.write_bytes(whole)
     healed = updated(place, checkpoint)
     assert (healed.exit_code, healed.figures["version"], healed.figures["units_scored_here"]) == (0, "v0002", 1)
     assert content(f"{place}/cat").equals(anew(place, checkpoint, "full"))
+    assert names_in(catalog / "reprocess") == {"lease.json", "seen.json"}
+    assert not names_in(catalog / "v0002") & {"quarantine", "rejects.parquet"}
+    versions.run(Versions(catalog=str(catalog), expire=1))
+    assert names_in(catalog / "v0001") == {"claim.json"}
+
+
+def test_a_catalogue_that_an_older_deepshadows_saw_last_has_its_counts(tmp_path: Path, checkpoint: str) -> None:
+    put(str(tmp_path), 0)
+    first, seen = updated(str(tmp_path), checkpoint), tmp_path / "cat" / "reprocess" / "seen.json"
+    known = json.loads(seen.read_text())
+    seen.write_text(json.dumps({name: known[name] for name in ("look", "version", "quarantined")}))
+    again = updated(str(tmp_path), checkpoint)
+    assert (again.figures["changed"], again.figures["version"]) == (False, "v0001")
+    assert counts(again) == counts(first)
+    assert json.loads(seen.read_text()) == known
 
 
 def test_drift_fails_where_it_is_asked_to(tmp_path: Path) -> None:
@@ -226,6 +282,7 @@ def test_drift_fails_where_it_is_asked_to(tmp_path: Path) -> None:
         back = updated(place, checkpoint, partition_rows=400, fail_on_drift=True)
         assert (back.exit_code, back.figures["changed"], back.figures["version"]) == (ExitCode.DONE, False, "v0002")
         assert "rollback v0003" in back.text[1]
+        assert counts(back) == counts(second)
     put(place, 4, rows=320)
     fourth = updated(place, checkpoint, partition_rows=400)
     assert (fourth.figures["version"], fourth.figures["version_before"]) == ("v0004", "v0002")

@@ -58,7 +58,7 @@ def same_position(ra: NDArray[np.float64], dec: NDArray[np.float64]) -> NDArray[
     touching = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(points), len(points)))
     _, member = connected_components(touching, directed=False)
     lowest = np.full(len(points), np.iinfo(np.int64).max)
-    np.minimum.at(lowest, member, _cells(*places, SAME_POSITION_DEG))
+    np.minimum.at(lowest, member, _cells(places[0], places[1], SAME_POSITION_DEG))
     shared: NDArray[np.int64] = lowest[member[of_row]]
     return shared
 

@@ -16,7 +16,7 @@ from deepshadows.sky.stretch import stretch_named
 from deepshadows.verbs.simulate_cutouts import labelled_cutouts
 from tests.benchmarks.bench_domain import wrong_images
 
-SHIPPED = ("deepshadows-v2",)
+SHIPPED = ("deepshadows-v2", "deepshadows-2020")
 UNSEEN_SEED = 77_001
 MOST_BYTES = 25e6
 TILES = 12

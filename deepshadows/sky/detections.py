@@ -19,7 +19,7 @@ from deepshadows import storage
 from deepshadows.outcomes import InputError, StorageError, UsageError
 from deepshadows.schema import Flag
 from deepshadows.settings import Columns
-from deepshadows.sky.fits_files import fits_errors, unzipped
+from deepshadows.sky.fits_files import fits_errors, hdus_of, open_fits, unzipped
 from deepshadows.sky.row_groups import open_parquet
 from deepshadows.sky.shards import object_ids, positions
 
@@ -108,7 +108,10 @@ def _read_fits(url: str) -> pa.Table:
     data = storage.read(url)
     with fits_errors(url), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        table = Table.read(io.BytesIO(_unpacked(data, url)), format="fits")
+        with open_fits(io.BytesIO(_unpacked(data, url)), url) as hdus:
+            for _ in hdus_of(hdus, url):  # `Table.read` goes through them all
+                pass
+            table = Table.read(hdus, format="fits")
         table.convert_bytestring_to_unicode()
         return pa.Table.from_pandas(table.to_pandas(), preserve_index=False)
 

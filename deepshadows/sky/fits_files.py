@@ -60,6 +60,20 @@ def open_fits(source: Any, where: str, **options: Any) -> fits.HDUList:
         raise InputError(f"{where}: not a FITS file: {error}") from error
 
 
+def hdus_of(hdus: fits.HDUList, where: str) -> Iterator[Any]:
+    """The HDUs one by one; an `InputError` where one begins within an earlier one.
+
+    A header with a negative PCOUNT leads astropy back, and round for ever.
+    """
+    end = 0
+    for number, hdu in enumerate(hdus):
+        place = hdu.fileinfo()
+        if place["hdrLoc"] < end:
+            raise InputError(f"{where}: damaged FITS file: HDU {number} begins within an earlier one")
+        end = place["datLoc"]
+        yield hdu
+
+
 def unzipped(source: Any) -> Any:
     """A file-like object as it is, or its content where it is gzipped: as much of it as is read."""
     zipped = source.read(len(_GZIP)) == _GZIP

@@ -11,7 +11,7 @@ from astropy.io import fits
 
 from deepshadows import storage
 from deepshadows.outcomes import InputError
-from deepshadows.sky.fits_files import open_fits, unzipped
+from deepshadows.sky.fits_files import hdus_of, open_fits, unzipped
 from deepshadows.sky.presets import Preset
 from deepshadows.sky.tiles import BandSource, celestial_wcs, pixel_scale_arcsec
 
@@ -94,7 +94,7 @@ def _image_headers(hdus: fits.HDUList, where: str) -> dict[int, fits.Header]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for number, hdu in enumerate(hdus):
+            for number, hdu in enumerate(hdus_of(hdus, where)):
                 if not hdu.is_image or hdu.header.get("NAXIS", 0) not in (2, 3):
                     continue
                 header = hdu.header.copy()

@@ -24,7 +24,7 @@ from PIL import Image
 from deepshadows.outcomes import InputError, UsageError
 from deepshadows.settings import Fetch
 from deepshadows.sky.cutouts import Geometry, same_scale
-from deepshadows.sky.fits_files import open_fits
+from deepshadows.sky.fits_files import hdus_of, open_fits
 from deepshadows.sky.stretch import DES, HSC
 from deepshadows.sky.tiles import Tile, celestial_wcs, pixel_scale_arcsec
 
@@ -305,7 +305,7 @@ def _first_image(body: bytes) -> tuple[NDArray[np.float64], fits.Header]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                for hdu in hdus:
+                for hdu in hdus_of(hdus, "the answer"):
                     if hdu.is_image and hdu.header.get("NAXIS", 0) in (2, 3):
                         return np.asarray(hdu.data, dtype=np.float64), hdu.header
         except Exception as error:  # astropy and its decompressors raise many types on damaged data

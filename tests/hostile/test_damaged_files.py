@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import warnings
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from astropy.io import fits
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +23,7 @@ from deepshadows.run.lease import Lease
 from deepshadows.run.manifest import read_manifest
 from deepshadows.run.record import read_record
 from deepshadows.settings import parse_toml
+from deepshadows.sky.tile_index import scan_tiles
 from tests.hostile.damage import Change, card_changes, changes, damaged
 from tests.hostile.readers import READERS
 
@@ -85,6 +88,24 @@ def test_files(originals: Callable[[str], bytes], tmp_path: Path, name: str, wan
 @example(wanted=[])
 def test_tiles(originals: Callable[[str], bytes], tmp_path: Path, name: str, wanted: list[Change]) -> None:
     looked_at(name, originals(name), tmp_path, wanted)
+
+
+@pytest.mark.parametrize("name", ["fpack", "detections-fits"])
+def test_a_header_that_leads_back_to_an_earlier_one_is_damage(
+    originals: Callable[[str], bytes], tmp_path: Path, name: str
+) -> None:
+    """A negative PCOUNT takes the table and its header back: the next HDU would be the same one, for ever."""
+    good = originals(name)
+    with fits.open(io.BytesIO(good), disable_image_compression=True) as hdus:
+        place, header = hdus[1].fileinfo(), hdus[1].header
+    back = place["hdrLoc"] - place["datLoc"] - header["NAXIS1"] * header["NAXIS2"]
+    card = good.index(b"PCOUNT  =", place["hdrLoc"])
+    READERS[name].lay(tmp_path, good[: card + 10] + f"{back:20d}".encode() + good[card + 30 :])
+    if name == "fpack":
+        ((_, told),) = scan_tiles(str(tmp_path), 30.0).problems
+    else:
+        told = str(outcome(lambda: READERS[name].read(tmp_path)))
+    assert "begins within an earlier one" in told
 
 
 @pytest.mark.parametrize("name", WEIGHTS)

@@ -303,8 +303,13 @@ def test_a_training_leaves_no_denormal_numbers() -> None:
     start = seasoned_net()
     with torch.no_grad():
         start.hidden.weight.fill_(1e-39)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # threads that other tests started keep their own mode
     learner = Learner(examples(), Recipe(precision="bfloat16"), start=start)
-    learner.run_epoch()
+    try:
+        learner.run_epoch()
+    finally:
+        torch.set_num_threads(threads)
     remembered = [value for state in learner._optimizer.state.values() for value in state.values()]
     tensors = [*learner.net.parameters(), *(value for value in remembered if torch.is_tensor(value))]
     assert len(tensors) > 30

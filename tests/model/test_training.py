@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from deepshadows.model.augmentation import turned
 from deepshadows.model.checkpoint import weights_of
+from deepshadows.model.compiled import in_threads
 from deepshadows.model.network import DeepShadowsNet, l2_penalty
 from deepshadows.model.training import Examples, Learner, Place, batches_of, refresh_norms
 from deepshadows.model.training_state import Epoch, epochs_without_gain, read_state
@@ -303,13 +304,9 @@ def test_a_training_leaves_no_denormal_numbers() -> None:
     start = seasoned_net()
     with torch.no_grad():
         start.hidden.weight.fill_(1e-39)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # threads that other tests started keep their own mode
+    in_threads(start.hidden.weight.numel(), lambda start, stop: None)  # threads from before have a mode of their own
     learner = Learner(examples(), Recipe(precision="bfloat16"), start=start)
-    try:
-        learner.run_epoch()
-    finally:
-        torch.set_num_threads(threads)
+    learner.run_epoch()
     remembered = [value for state in learner._optimizer.state.values() for value in state.values()]
     tensors = [*learner.net.parameters(), *(value for value in remembered if torch.is_tensor(value))]
     assert len(tensors) > 30

@@ -103,16 +103,7 @@ def label_by_truth(
 def label_by_vetting(
     ra: NDArray[np.float64], dec: NDArray[np.float64], truth: pa.Table, radius_arcsec: float
 ) -> NDArray[np.int8]:
-    """Label the detections that a list of vetted objects names, and no others.
-
-    Parameters
-    ----------
-    ra, dec : float64 (N,)
-        ICRS degrees, finite.
-    truth : pa.Table
-        As `checked_truth` gives it.
-    radius_arcsec : float
-        Largest distance of a match.
+    """Label the detections that a list of vetted objects names, and no others; parameters as of `label_by_truth`.
 
     Returns
     -------
